@@ -1,0 +1,332 @@
+"""The configuration: one TOML file, one section a step.
+
+A step receives its own section only, so that a change elsewhere does not invalidate its cache. Unknown keys are
+errors that list the valid ones; every default is written here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from lockstep.errors import ConfigError
+from lockstep.schema import Schema
+
+
+class Section(BaseModel):
+    """A section of the file, frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as a pipeline parameter carries them."""
+        return self.model_dump(mode="json")
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+class RunSection(Section):
+    """[run]: where everything is written."""
+
+    root: str = "lockstep-root"
+    """The local folder or gs:// prefix; `--root` overrides it."""
+    seed: int = 1
+
+
+class SyntheticSource(Section):
+    """[data.synthetic]: the generator's size and shape."""
+
+    playlists: int = Field(4_000, ge=10)
+    tracks: int = Field(2_000, ge=10)
+    artists: int = Field(200, ge=1)
+    genres: int = Field(12, ge=1)
+    mean_length: int = Field(20, ge=2)
+    seed: int = 1
+
+
+class EventsTable(Section):
+    """[data.tables.events]: the columns of the interactions file that mean something to Lockstep."""
+
+    file: str
+    """Parquet or CSV, or a glob of them, below [data] path."""
+    query: str
+    candidate: str
+    timestamp: str
+    timestamp_unit: Literal["auto", "s", "ms", "us"] = "auto"
+    """The unit of an integer timestamp; `auto` for timestamp columns and ISO 8601 text."""
+    position: str | None = None
+    """Orders events of one moment; the file's order where there is none."""
+
+
+class AttributesTable(Section):
+    """[data.tables.candidates] and [data.tables.queries]: one row an entity."""
+
+    file: str
+    id: str
+    columns: dict[str, str] = {}
+    """Column name in the schema -> column name in the file; `{}` takes every column under its own name."""
+
+
+class TablesSource(Section):
+    """[data.tables]: bring your own tables."""
+
+    events: EventsTable
+    candidates: AttributesTable | None = None
+    queries: AttributesTable | None = None
+
+
+class DataSection(Section):
+    """[data]: the source, the split and the examples."""
+
+    source: Literal["synthetic", "mpd", "tables"] = "synthetic"
+    path: str = ""
+    """The folder of the source's files; `--data` overrides it."""
+    synthetic: SyntheticSource = SyntheticSource()
+    tables: TablesSource | None = None
+    warehouse: Literal["duckdb"] = "duckdb"
+    runner: str = "DirectRunner"
+    """The Beam runner of the examples step."""
+    bad_rows_max_share: float = Field(0.01, ge=0, le=1)
+    validation_from: datetime | None = None
+    """Events from this moment on are never trained on; by default the moment that leaves `validation_share`."""
+    test_from: datetime | None = None
+    """Events from this moment on belong to the test split; by default the moment that leaves `test_share`."""
+    validation_share: float = Field(0.05, ge=0, lt=1)
+    test_share: float = Field(0.10, gt=0, lt=1)
+    holdout_share: float = Field(0.02, ge=0, lt=1)
+    """Share of query entities, by hash of their id, that training never sees; they join the validation split."""
+    min_history: int = Field(1, ge=0)
+    """Fewest past events that an example needs."""
+    seed_events: int = Field(5, ge=1)
+    """An entity first seen after the cut is evaluated by its first events as query, the rest as targets."""
+    max_targets: int = Field(500, ge=1)
+    evaluation_queries: int = Field(10_000, ge=1)
+    """At most this many queries in each evaluation split, chosen by hash."""
+    shards: int = Field(4, ge=1)
+    """Files of training records."""
+
+
+class TowerSection(Section):
+    """[model.query] and [model.candidate]: the dense layers above the feature embeddings."""
+
+    hidden: tuple[int, ...] = (128,)
+    """Units of each hidden layer; the embedding layer comes after them."""
+
+
+class ModelSection(Section):
+    """[model]: the architecture of both towers."""
+
+    embedding_dim: int = Field(64, ge=2)
+    feature_dim: int = Field(32, ge=1)
+    """Embedding size of a feature that does not name its own `dim`."""
+    query: TowerSection = TowerSection()
+    candidate: TowerSection = TowerSection()
+    temperature: float = Field(0.1, gt=0)
+    """Divides the cosine of the two vectors in the softmax."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class TrainSection(Section):
+    """[train]: the training loop."""
+
+    batch_size: int = Field(1024, ge=2)
+    epochs: int = Field(5, ge=1)
+    optimizer: Literal["adagrad", "adam"] = "adam"
+    learning_rate: float = Field(0.001, gt=0)
+    half_life_days: float | None = Field(None, gt=0)
+    """An example this much older than the newest weighs half; None weighs all alike."""
+    checkpoint_every_steps: int = Field(500, ge=1)
+    seed: int = 1
+
+
+class EvaluateSection(Section):
+    """[evaluate]: exact measures over the full catalogue."""
+
+    ks: tuple[int, ...] = (10, 20, 100)
+    exclude_history: bool = True
+    """Leave the query's own past out of the ranking."""
+
+
+class EmbedSection(Section):
+    """[embed]: batch embedding of candidates and query entities."""
+
+    batch_size: int = Field(4096, ge=1)
+    shard_rows: int = Field(250_000, ge=1)
+    """Rows in one output file."""
+
+
+class IndexSection(Section):
+    """[index]: the ANN index."""
+
+    backend: Literal["auto", "scann", "brute_force"] = "auto"
+    brute_force_max_rows: int = Field(20_000, ge=0)
+    """`auto` scans exactly up to this many candidates and uses ScaNN above."""
+    leaves: int | None = Field(None, ge=1)
+    leaves_to_search: int | None = Field(None, ge=1)
+    reorder: int | None = Field(None, ge=1)
+    threads: int = Field(2, ge=1)
+
+
+class KVSection(Section):
+    """[kv]: the store of query embeddings."""
+
+    backend: Literal["embedded"] = "embedded"
+    keep: int = Field(5, ge=1)
+    """Model versions kept for each entity."""
+    batch_size: int = Field(10_000, ge=1)
+
+
+class GateSection(Section):
+    """[gate]: what a release must reach before it is deployed; it fails closed."""
+
+    k: int = Field(100, ge=1)
+    min_recall: float = Field(0.0, ge=0, le=1)
+    """Floor of recall@k on the test split."""
+    min_recall_vs_popularity: float = Field(1.0, ge=0)
+    """Floor of recall@k divided by that of 30-day popularity."""
+    min_ann_recall: float = Field(0.95, ge=0, le=1)
+    """Floor of the index's recall@k against exact search."""
+    min_coverage: float = Field(1.0, ge=0, le=1)
+    """Floor of the share of candidates in the index, and of query entities in the KV store."""
+    canaries: int = Field(16, ge=1)
+    """Rows of each side that are embedded again and compared with the file."""
+    ann_queries: int = Field(200, ge=1)
+    max_latency_ms: float = Field(200.0, gt=0)
+    """Ceiling of the median search time of the index."""
+
+
+class ServeSection(Section):
+    """[serve]: answering."""
+
+    k: int = Field(10, ge=1, le=10_000)
+    fallback_size: int = Field(1_000, ge=1)
+    """Candidates kept in each popularity list."""
+
+
+class Config(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    schema_: Annotated[Schema, Field(alias="schema")]
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    embed: EmbedSection = EmbedSection()
+    index: IndexSection = IndexSection()
+    kv: KVSection = KVSection()
+    gate: GateSection = GateSection()
+    serve: ServeSection = ServeSection()
+
+
+def load_config(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """Read and check a configuration file.
+
+    Args:
+        overrides: section -> key -> value, from the command line; they win over the file.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or has a wrong section, key or value.
+        SchemaError: [schema] contradicts itself.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no configuration file {path}: the examples are in configs/") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is no readable TOML file: {error}") from error
+    for section, values in (overrides or {}).items():
+        raw[section] = {**raw.get(section, {}), **values}
+    return _validate(Config, raw, str(path))
+
+
+def parse_section(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
+    """Check a section that arrives as a pipeline parameter.
+
+    Pipeline parameters pass whole numbers inside dicts as floats; pydantic takes 8.0 where an int belongs
+    and refuses 8.5, which is what is wanted.
+    """
+    return _validate(section, dict(values), f"the {section.__name__} parameter")
+
+
+def parse_schema(values: Mapping[str, Any]) -> Schema:
+    """Check a schema that arrives as a pipeline parameter."""
+    return _validate(Schema, dict(values), "the schema parameter")
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _validate(model: type[_Model], raw: dict[str, Any], source: str) -> _Model:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{source}: {_sentence(model, raw, first)}") from error
+
+
+def _sentence(model: type[BaseModel], raw: dict[str, Any], error: Any) -> str:
+    # Tagged unions put the tag into the location; only steps that exist in the input are the user's words.
+    location = [str(step) for step in error["loc"]]
+    *parents, key = location
+    where = f"[{'.'.join(_without_tags(parents, raw))}]" if parents else "the file"
+    if error["type"] == "extra_forbidden":
+        valid = _valid_keys(model, location[:-1])
+        near = difflib.get_close_matches(key, valid, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        what = "key" if parents else "section"
+        return f"{where} has an unknown {what} {key!r}{hint}; valid are {', '.join(valid)}"
+    if error["type"] == "missing":
+        return f"{where} needs {key!r}"
+    if error["type"] == "union_tag_invalid":
+        return f"{where} {key}: {error['msg']}"
+    found = error.get("input")
+    return f"{where} {key} = {found!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _without_tags(location: list[str], raw: Any) -> list[str]:
+    kept = []
+    for step in location:
+        if isinstance(raw, Mapping) and step in raw:
+            raw = raw[step]
+            kept.append(step)
+        elif not isinstance(raw, Mapping):
+            kept.append(step)
+    return kept
+
+
+def _valid_keys(model: Any, location: list[str]) -> list[str]:
+    """The keys that exist where the unknown one stands, found by walking the model's JSON schema."""
+    root = model.model_json_schema(by_alias=True)
+    node = root
+    for step in location:
+        node = _resolve(node, root)
+        if "discriminator" in node:
+            node = _resolve({"$ref": node["discriminator"]["mapping"][step]}, root)
+            continue
+        if step in node.get("properties", {}):
+            node = node["properties"][step]
+        elif isinstance(node.get("additionalProperties"), dict):
+            node = node["additionalProperties"]
+    return sorted(_resolve(node, root).get("properties", {}))
+
+
+def _resolve(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    while True:
+        if "$ref" in node:
+            node = root["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        elif "anyOf" in node:
+            node = next((option for option in node["anyOf"] if option.get("type") != "null"), {})
+        elif len(node.get("allOf", [])) == 1:
+            node = node["allOf"][0]
+        else:
+            return node

@@ -1,0 +1,155 @@
+"""Raw features: the one shape in which they travel before preprocessing.
+
+Entities and evaluation queries hold a struct column `features`, one field a feature of the schema, of the Arrow
+type that `arrow_type` names. A tower takes the same features as arrays (`tower_inputs`), with missing values as
+"" (text), NaN (numbers) or MISSING_TIME (moments), and sequences padded on the right with the missing value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lockstep.errors import RequestError
+from lockstep.schema import Feature, Schema
+
+MISSING_TIME = -(2**62)
+"""The moment (seconds since 1970, int64) that stands for no moment."""
+
+_SCALARS = {
+    "id": pa.string(),
+    "categorical": pa.string(),
+    "text": pa.string(),
+    "numeric": pa.float64(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "id_sequence": pa.string(),
+    "text_sequence": pa.string(),
+    "numeric_sequence": pa.float64(),
+}
+
+
+def arrow_type(feature: Feature) -> pa.DataType:
+    """The Arrow type of a feature's raw values."""
+    if feature.type == "vector":
+        return pa.list_(pa.float32())
+    scalar = _SCALARS[feature.type]
+    return pa.list_(scalar) if feature.is_sequence else scalar
+
+
+def features_type(schema: Schema, tower: str) -> pa.StructType:
+    """The Arrow type of the `features` column of one tower."""
+    return pa.struct([(name, arrow_type(feature)) for name, feature in schema.features(tower).items()])
+
+
+def tower_inputs(schema: Schema, tower: str, features: pa.StructArray) -> dict[str, NDArray[Any]]:
+    """Turn a `features` column into the arrays that the tower of this schema takes.
+
+    Returns:
+        name -> object (bytes) [batch] or [batch, length], float32 likewise, int64 seconds for moments; a
+        sequence is cut to its last `max_length` values and padded to the longest of the batch, at least one.
+    """
+    return {
+        name: _inputs(feature, pc.struct_field(features, name)) for name, feature in schema.features(tower).items()
+    }
+
+
+def features_from_json(schema: Schema, tower: str, values: Mapping[str, Any]) -> pa.StructArray:
+    """One row of raw features from a request; features that are not given are missing.
+
+    Raises:
+        RequestError: an unknown feature, or a value of the wrong type.
+    """
+    declared = schema.features(tower)
+    unknown = sorted(set(values) - set(declared))
+    if unknown:
+        raise RequestError(f"unknown {tower} features {unknown}: the schema has {sorted(declared)}")
+    row = {name: _json_value(name, feature, values.get(name)) for name, feature in declared.items()}
+    return pa.array([row], type=features_type(schema, tower))
+
+
+def feature_digests(features: pa.StructArray) -> pa.Array:
+    """A digest of each row's raw features, equal exactly when they are; tells a refresh what has changed."""
+    return pa.array([hashlib.blake2b(repr(row).encode(), digest_size=16).hexdigest() for row in features.to_pylist()])
+
+
+def _inputs(feature: Feature, values: pa.Array) -> NDArray[Any]:
+    if feature.type == "vector":
+        return _padded(values, feature.size, np.float32, 0.0)
+    if feature.type == "timestamp":
+        seconds = pc.floor(pc.divide(values.cast(pa.int64()).cast(pa.float64()), 1e6)).cast(pa.int64())
+        return pc.fill_null(seconds, MISSING_TIME).to_numpy(zero_copy_only=False)
+    if feature.is_sequence:
+        length = feature.max_length  # type: ignore[union-attr]
+        if feature.type == "numeric_sequence":
+            return _padded(values, length, np.float32, np.nan)
+        return _padded(values, length, object, b"")
+    if feature.type == "numeric":
+        array: NDArray[Any] = pc.fill_null(values, math.nan).to_numpy(zero_copy_only=False)
+        return array.astype(np.float32)
+    return _bytes(values)
+
+
+def _bytes(values: pa.Array) -> NDArray[Any]:
+    filled = pc.fill_null(values.cast(pa.binary()), b"")
+    array: NDArray[Any] = filled.to_numpy(zero_copy_only=False)
+    return array
+
+
+def _padded(values: pa.ListArray, length: int, dtype: Any, missing: Any) -> NDArray[Any]:
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+    kept = np.minimum(lengths, length)
+    width = length if dtype is np.float32 and missing == 0.0 else max(1, int(kept.max(initial=0)))
+    out = np.full((len(values), width), missing, dtype=dtype)
+    flat = values.flatten()
+    flat_values = _bytes(flat) if dtype is object else pc.fill_null(flat, missing).to_numpy(zero_copy_only=False)
+    # Null lists have no values in `flatten`, whose rows are therefore consecutive.
+    ends = np.cumsum(lengths)
+    columns = np.arange(width)
+    mask = columns[None, :] < kept[:, None]
+    positions = (ends - kept)[:, None] + columns[None, :]
+    out[mask] = flat_values[positions[mask]]
+    return out
+
+
+def _json_value(name: str, feature: Feature, value: Any) -> Any:
+    if value is None:
+        return None
+    if feature.is_sequence or feature.type == "vector":
+        if not isinstance(value, list):
+            raise RequestError(f"feature {name!r} is a {feature.type}: expected a list, found {value!r}")
+        if feature.type == "vector" and len(value) != feature.size:
+            raise RequestError(f"feature {name!r} is a vector of {feature.size} floats, found {len(value)}")
+        return [_json_scalar(name, feature, element) for element in value]
+    return _json_scalar(name, feature, value)
+
+
+def _json_scalar(name: str, feature: Feature, value: Any) -> Any:
+    if feature.type in ("numeric", "numeric_sequence", "vector"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise RequestError(f"feature {name!r} is {feature.type}: expected a finite number, found {value!r}")
+        return float(value)
+    if feature.type == "timestamp":
+        return _moment(name, value)
+    if not isinstance(value, str):
+        raise RequestError(f"feature {name!r} is {feature.type}: expected a string, found {value!r}")
+    return value
+
+
+def _moment(name: str, value: Any) -> datetime:
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value, UTC)
+        moment = datetime.fromisoformat(value)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (TypeError, ValueError, OverflowError, OSError) as error:
+        raise RequestError(
+            f"feature {name!r} is a timestamp: expected seconds since 1970 or ISO 8601, found {value!r}"
+        ) from error

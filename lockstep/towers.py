@@ -1,0 +1,70 @@
+"""An exported tower: raw features in, versioned embeddings out.
+
+    <artifact>/                    kind query_tower or candidate_tower
+      saved_model/                 signature serving_default: one input a feature, named as in the schema;
+                                   outputs embedding float32[batch, dim] (unit length), model_version int64[batch]
+      schema.json                  the schema that it was built for
+      tag.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lockstep.embeddings import VersionedEmbeddings
+from lockstep.errors import VersionMismatchError
+from lockstep.features import tower_inputs
+from lockstep.schema import Schema
+from lockstep.tags import Artifact, Kind, open_artifact
+from lockstep.version import ModelVersion
+
+
+class Tower:
+    """A loaded tower; TensorFlow is imported when one is opened, not before."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        import tensorflow as tf
+
+        assert artifact.tag.model_version is not None, "towers always have a version"
+        self.artifact = artifact
+        self.model_version: ModelVersion = artifact.tag.model_version
+        self.schema = Schema.from_json((artifact / "schema.json").read_bytes())
+        self._side = "query" if artifact.tag.kind is Kind.QUERY_TOWER else "candidate"
+        self._module = tf.saved_model.load(str(artifact / "saved_model"))
+        self._signature = self._module.signatures["serving_default"]
+        self._constant = tf.constant
+
+    @classmethod
+    def open(cls, path: Path, kind: Kind, model_version: ModelVersion, digest: str | None = None) -> Tower:
+        """Check a tower's artifact and load it."""
+        return cls(open_artifact(path, kind, model_version=model_version, digest=digest))
+
+    def embed(self, features: pa.StructArray) -> VersionedEmbeddings:
+        """Embed rows of raw features.
+
+        Args:
+            features: [batch] struct, as `lockstep.features.features_type` describes.
+
+        Raises:
+            VersionMismatchError: the weights stamp another version than the artifact's tag.
+        """
+        inputs = tower_inputs(self.schema, self._side, features)
+        outputs = self._signature(**{name: self._constant(values) for name, values in inputs.items()})
+        self._check_stamp(outputs["model_version"].numpy())
+        return VersionedEmbeddings(outputs["embedding"].numpy(), self.model_version)
+
+    def _check_stamp(self, stamped: NDArray[Any]) -> None:
+        for version in np.unique(stamped):
+            if version != self.model_version:
+                raise VersionMismatchError(
+                    f"the SavedModel in {self.artifact.path}",
+                    f"v{version}",
+                    "its tag",
+                    self.model_version,
+                    f"rerun train_towers for {self.model_version}",
+                )
