@@ -37,7 +37,8 @@ class RunSection(Section):
 
     root: str = "lockstep-root"
     """The local folder or gs:// prefix; `--root` overrides it."""
-    seed: int = 1
+    image: str = "lockstep-retrieval"
+    """The container image of every component, where the pipeline runs in containers."""
 
 
 class SyntheticSource(Section):
@@ -140,8 +141,12 @@ class TrainSection(Section):
     epochs: int = Field(5, ge=1)
     optimizer: Literal["adagrad", "adam"] = "adam"
     learning_rate: float = Field(0.001, gt=0)
+    decay: Literal["none", "cosine"] = "cosine"
+    """How the learning rate falls to zero over the whole training."""
     half_life_days: float | None = Field(None, gt=0)
     """An example this much older than the newest weighs half; None weighs all alike."""
+    shuffle_buffer: int = Field(1_000_000, ge=1)
+    """Records among which the next one is drawn; about 500 bytes of memory each."""
     checkpoint_every_steps: int = Field(500, ge=1)
     seed: int = 1
 

@@ -1,0 +1,55 @@
+"""Component: train both towers."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Model, Output
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def train_towers(
+    root: str,
+    run: str,
+    model_version: int,
+    model: dict,
+    train: dict,
+    examples: Input[Dataset],
+    preprocessing: Input[Artifact],
+    query_tower: Output[Model],
+    candidate_tower: Output[Model],
+):
+    """Train both towers and bake the model version into each.
+
+    Args:
+        root: The folder or gs:// prefix; checkpoints and TensorBoard logs go to runs/RUN/training below it.
+        run: The run's id.
+        model_version: The minted model version.
+        model: Section [model] of the configuration.
+        train: Section [train] of the configuration.
+        examples: From generate_examples.
+        preprocessing: From generate_examples.
+        query_tower: The exported query tower.
+        candidate_tower: The exported candidate tower.
+    """
+    from pathlib import Path
+
+    from components.envelope import mounted, stamp, start_logging
+    from lockstep.config import ModelSection, TrainSection, parse_section
+    from lockstep.tags import read_tag
+    from lockstep.version import ModelVersion
+    from trainer import task
+
+    start_logging()
+    task.run(
+        examples=Path(examples.path),
+        preprocessing=Path(preprocessing.path),
+        query_tower=Path(query_tower.path),
+        candidate_tower=Path(candidate_tower.path),
+        work=mounted(root) / "runs" / run / "training",
+        model_version=ModelVersion(model_version),
+        run_id=run,
+        model=parse_section(ModelSection, model),
+        train=parse_section(TrainSection, train),
+    )
+    stamp(query_tower, read_tag(Path(query_tower.path)))
+    stamp(candidate_tower, read_tag(Path(candidate_tower.path)))

@@ -1,0 +1,172 @@
+"""The console script `lockstep`; heavy imports wait for the command that needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lockstep import __version__
+from lockstep.errors import LockstepError
+
+
+class _Lockstep(click.Group):
+    """Ends every error that a user can cause in one sentence; `--debug` shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LockstepError as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(str(error)) from error
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            raise click.Abort from None
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(
+                f"unexpected {type(error).__name__}: {error}; this is a bug of Lockstep: "
+                "run again as `lockstep --debug ...` and report the traceback"
+            ) from error
+
+
+@click.group(cls=_Lockstep, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="lockstep")
+def main(debug: bool) -> None:
+    """Candidate retrieval in which only equal model versions ever meet."""
+
+
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The configuration (TOML); examples are in configs/.",
+)
+_DATA = click.option("--data", metavar="FOLDER", help="Where the source's files are; overrides [data] path.")
+_ROOT = click.option("--root", metavar="FOLDER", help="Where everything is written; overrides [run] root.")
+_IMAGE = click.option("--image", metavar="IMAGE", help="The pushed container image; overrides [run] image.")
+
+
+def _configured(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that make a configuration, and passes the command that configuration."""
+
+    @_CONFIG
+    @_DATA
+    @_ROOT
+    @wraps(command)
+    def wrapped(config: Path, data: str | None, root: str | None, **rest: Any) -> None:
+        from lockstep.config import load_config
+
+        overrides: dict[str, dict[str, Any]] = {"data": {}, "run": {}}
+        if data is not None:
+            overrides["data"]["path"] = data
+        if root is not None:
+            overrides["run"]["root"] = root
+        if rest.get("image") is not None:
+            overrides["run"]["image"] = rest["image"]
+        rest.pop("image", None)
+        command(load_config(config, overrides), **rest)
+
+    return wrapped
+
+
+@main.command()
+@_configured
+def run(config: Any) -> None:
+    """Train a new model version on this machine and make it live."""
+    from pipelines.report import describe_run
+    from pipelines.run import new_run_id, run_pipeline
+
+    run_id = new_run_id()
+    root = Path(config.run.root).expanduser().resolve()
+    click.echo(f"run {run_id}, everything goes to {root}")
+    run_pipeline(config, run_id, click.echo)
+    click.echo(describe_run(str(root), run_id))
+
+
+@main.command("compile")
+@_configured
+@_IMAGE
+@click.option("--output", type=click.Path(path_type=Path), default="build/train_and_deploy.yaml", show_default=True)
+def compile_(config: Any, output: Path) -> None:
+    """Compile the pipeline to YAML, for the KFP or Vertex AI console."""
+    from pipelines.compile import compile_pipeline
+
+    click.echo(f"wrote {compile_pipeline(config, output)}")
+
+
+@main.command()
+@_configured
+@_IMAGE
+@click.option("--to", type=click.Choice(["kfp", "vertex"]), required=True, help="The engine.")
+@click.option("--host", metavar="URL", help="kfp: the address of the API.")
+@click.option("--project", help="vertex: the Google Cloud project.")
+@click.option("--location", default="us-central1", show_default=True, help="vertex: the region.")
+@click.option("--service-account", help="vertex: the account that the steps run as.")
+def submit(
+    config: Any, to: str, host: str | None, project: str | None, location: str, service_account: str | None
+) -> None:
+    """Submit the compiled pipeline to a KFP cluster or Vertex AI."""
+    from pipelines.run import new_run_id
+    from pipelines.submit import check_backends, submit_to_kfp, submit_to_vertex
+
+    if to == "kfp" and host is None:
+        raise click.UsageError("--to kfp needs --host, the address of the KFP API.")
+    if to == "vertex" and project is None:
+        raise click.UsageError("--to vertex needs --project.")
+    check_backends(config)
+    run_id = new_run_id()
+    if host is not None and to == "kfp":
+        started = submit_to_kfp(config, run_id, host)
+    else:
+        assert project is not None, "checked above"
+        started = submit_to_vertex(config, run_id, project, location, service_account)
+    click.echo(f"submitted run {run_id} as {started}")
+
+
+@main.command()
+@click.option("--root", default="lockstep-root", show_default=True, metavar="FOLDER")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def releases(root: str, as_json: bool) -> None:
+    """List the releases: which is live, which are retained, and how good they are."""
+    from pipelines.report import describe_releases
+
+    click.echo(describe_releases(root, as_json))
+
+
+@main.command()
+@click.option("--root", default="lockstep-root", show_default=True, metavar="FOLDER")
+@click.option("--entity", metavar="ID", help="A known query entity.")
+@click.option("--features", metavar="JSON", help="Raw query features; the query tower embeds them.")
+@click.option("-k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many candidates.")
+@click.option("--restrict", "restricts", multiple=True, metavar="NS=TOKEN", help="Only candidates with this token.")
+@click.option("--exclude", multiple=True, metavar="ID", help="Leave out a candidate.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def query(
+    root: str,
+    entity: str | None,
+    features: str | None,
+    k: int,
+    restricts: tuple[str, ...],
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Retrieve candidates for a query entity or for raw features, from the live release."""
+    from pipelines.query import answer_query
+
+    if entity is None and features is None:
+        raise click.UsageError("give --entity ID, --features JSON, or both.")
+    click.echo(answer_query(root, entity, features, k, restricts, exclude, as_json))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
