@@ -11,6 +11,7 @@
     │   ├── IncompleteArtifactError
     │   ├── WrongKindError
     │   ├── VersionMismatchError
+    │   ├── InputMismatchError
     │   └── CorruptArtifactError
     ├── ReleaseError             the registry
     │   └── PublishConflictError
@@ -85,6 +86,16 @@ class VersionMismatchError(ArtifactError):
         super().__init__(f"{left} is of {left_version}, but {right} is of {right_version}: {remedy}")
         self.left_version = left_version
         self.right_version = right_version
+
+
+class InputMismatchError(ArtifactError):
+    """Two inputs of one step were not made together."""
+
+    def __init__(self, what: str, left: object, left_value: object, right: object, right_value: object) -> None:
+        super().__init__(
+            f"the {what} of {left} is {left_value}, but of {right} it is {right_value}: "
+            "pass the outputs of one run, or rerun generate_examples and what follows it"
+        )
 
 
 class CorruptArtifactError(ArtifactError):

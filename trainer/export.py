@@ -1,0 +1,110 @@
+"""A trained tower as a SavedModel that takes raw features.
+
+The preprocessing module and the tower become one graph, so training and serving cannot encode a feature in two
+ways, and the graph stamps what it embeds with its model version (layout: `lockstep.towers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import tensorflow as tf
+
+from lockstep.errors import CorruptArtifactError, SchemaError
+from lockstep.schema import Schema
+from lockstep.storage import fresh_directory
+from lockstep.tags import Artifact, Kind, Tag, write_tag
+from lockstep.version import ModelVersion
+from trainer.encoding import Side
+from trainer.towers import TowerNetwork
+
+_KINDS: Mapping[Side, Kind] = {"query": Kind.QUERY_TOWER, "candidate": Kind.CANDIDATE_TOWER}
+
+
+def export_tower(
+    tower: TowerNetwork,
+    side: Side,
+    preprocessing: Artifact,
+    output: Path,
+    *,
+    model_version: ModelVersion,
+    run_id: str,
+    rows: int,
+    inputs: Mapping[str, Tag],
+) -> Tag:
+    """Write a tower artifact.
+
+    Args:
+        rows: training examples that the tower has learnt from; the tag's row count.
+        inputs: the tags of what it was made from, by role.
+
+    Raises:
+        SchemaError: the preprocessing module takes other features than its schema declares.
+        CorruptArtifactError: the preprocessing module or its schema cannot be read.
+    """
+    schema = _read_schema(preprocessing)
+    module = serving_module(tower, side, preprocessing, schema, model_version)
+    fresh_directory(output)
+    tf.saved_model.save(module, str(output / "saved_model"), signatures={"serving_default": module.serve})
+    (output / "schema.json").write_bytes(schema.to_json())
+    return write_tag(
+        output,
+        _KINDS[side],
+        run=run_id,
+        schema=preprocessing.tag.schema,
+        rows=rows,
+        model_version=model_version,
+        inputs=inputs,
+    )
+
+
+def serving_module(
+    tower: TowerNetwork, side: Side, preprocessing: Artifact, schema: Schema, model_version: ModelVersion
+) -> tf.Module:
+    """Preprocessing, tower and version stamp as one module with a `serve` function of raw features by name."""
+    loaded = tf.saved_model.load(str(preprocessing / side))
+    encode = loaded.signatures["serving_default"]
+    specs = encode.structured_input_signature[1]
+    declared = sorted(schema.features(side))
+    if sorted(specs) != declared:
+        raise SchemaError(
+            f"the {side} preprocessing in {preprocessing.path} takes {sorted(specs)}, its schema declares {declared}: "
+            "rerun generate_examples"
+        )
+    module = tf.Module(name=f"{side}_tower")
+    # The variables are tracked, the Keras objects are not: they would bring their own functions into the SavedModel.
+    module.preprocessing = loaded
+    module.weights = list(tower.variables)
+    module.serve = _serve_function(tower, encode, model_version).get_concrete_function(
+        **{name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
+    )
+    return module
+
+
+def _serve_function(
+    tower: TowerNetwork, encode: Callable[..., Mapping[str, tf.Tensor]], model_version: ModelVersion
+) -> tf.types.experimental.PolymorphicFunction:
+    lengths = {feature.name: feature.length for feature in tower.features}
+
+    @tf.function(autograph=False)
+    def serve(**features: tf.Tensor) -> dict[str, tf.Tensor]:
+        encoded = encode(**features)
+        # A SavedModel's signature forgets the static length that pooling relies on.
+        fixed = {name: tf.reshape(encoded[name], [-1, length]) for name, length in lengths.items()}
+        embedding = tower(fixed, training=False)
+        version = tf.constant(int(model_version), tf.int64)
+        return {"embedding": embedding, "model_version": tf.fill(tf.shape(embedding)[:1], version)}
+
+    return serve
+
+
+def _read_schema(preprocessing: Artifact) -> Schema:
+    path = preprocessing / "schema.json"
+    try:
+        schema = Schema.from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CorruptArtifactError(path, repr(error), "a schema") from error
+    if schema.digest != preprocessing.tag.schema:
+        raise CorruptArtifactError(path, f"schema {schema.digest[:12]}", f"schema {preprocessing.tag.schema[:12]}")
+    return schema
