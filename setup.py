@@ -20,6 +20,7 @@ DEV = [
     "pytest>=9",
     "pytest-timeout>=2",
     "ruff>=0.17",
+    "types-PyYAML",
 ]
 
 setup(
@@ -46,6 +47,7 @@ setup(
         "jinja2>=3.1",
         "lmdb>=3,<4",
         "numpy>=2.4,<3",
+        "orjson>=3",
         "pyarrow>=25",
         "pydantic>=2.14,<3",
         "sqlglot>=30.30,<31",

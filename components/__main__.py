@@ -69,7 +69,11 @@ def _command(name: str) -> click.Command:
         wanted = ", ".join(f"[{section}]" for section in sections)
         options.append(
             click.Option(
-                ["--config"], type=click.Path(path_type=Path), required=True, metavar="FILE", help=f"TOML with {wanted}."
+                ["--config"],
+                type=click.Path(path_type=Path),
+                required=True,
+                metavar="FILE",
+                help=f"TOML with {wanted}.",
             )
         )
 

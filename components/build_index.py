@@ -13,7 +13,7 @@ def build_index(
     index: dict,
     candidate_embeddings: Input[Dataset],
     ann_index: Output[Artifact],
-):
+) -> None:
     """Build the index of the candidate embeddings of one model version.
 
     Args:

@@ -15,7 +15,7 @@ def embed_candidates(
     candidate_tower: Input[Model],
     entities: Input[Dataset],
     candidate_embeddings: Output[Dataset],
-):
+) -> None:
     """Embed all candidates with the candidate tower of one model version.
 
     Args:

@@ -15,7 +15,7 @@ def embed_queries(
     query_tower: Input[Model],
     entities: Input[Dataset],
     query_embeddings: Output[Dataset],
-):
+) -> None:
     """Embed all query entities with the query tower of one model version.
 
     Args:

@@ -17,7 +17,7 @@ def evaluate_towers(
     candidate_tower: Input[Model],
     evaluation: Output[Metrics],
     report: Output[HTML],
-):
+) -> None:
     """Measure the exported towers exactly, over the full catalogue, against popularity.
 
     Args:

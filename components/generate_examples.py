@@ -14,7 +14,7 @@ def generate_examples(
     examples: Output[Dataset],
     preprocessing: Output[Artifact],
     entities: Output[Dataset],
-):
+) -> None:
     """Turn interactions into training examples, vocabularies and the entities as they are now.
 
     Args:

@@ -14,7 +14,7 @@ def load_kv(
     kv: dict,
     query_embeddings: Input[Dataset],
     kv_load: Output[Artifact],
-):
+) -> None:
     """Load the query embeddings of one model version and publish them at once.
 
     Args:

@@ -17,7 +17,7 @@ def train_towers(
     preprocessing: Input[Artifact],
     query_tower: Output[Model],
     candidate_tower: Output[Model],
-):
+) -> None:
     """Train both towers and bake the model version into each.
 
     Args:

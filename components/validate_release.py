@@ -21,7 +21,7 @@ def validate_release(
     ann_index: Input[Artifact],
     kv_load: Input[Artifact],
     verdict: Output[Metrics],
-):
+) -> None:
     """Check the whole system of one model version together, and stop the pipeline unless all is well.
 
     Args:

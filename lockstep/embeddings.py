@@ -109,7 +109,9 @@ def embedding_batch(
     return pa.RecordBatch.from_arrays(columns, schema=embedding_schema(kind, dim))
 
 
-def read_embeddings(artifact: Artifact, batch_size: int = 65_536) -> Iterator[tuple[pa.RecordBatch, VersionedEmbeddings]]:
+def read_embeddings(
+    artifact: Artifact, batch_size: int = 65_536
+) -> Iterator[tuple[pa.RecordBatch, VersionedEmbeddings]]:
     """Read an embeddings artifact batch by batch, checking the version of every row against the tag.
 
     Yields:

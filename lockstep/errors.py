@@ -76,7 +76,7 @@ class WrongKindError(ArtifactError):
     """An artifact of one kind stands where another is expected."""
 
     def __init__(self, path: object, found: str, expected: str) -> None:
-        super().__init__(f"{path} holds {found!r}, expected {expected!r}: pass the output of the step that writes it")
+        super().__init__(f"{path} holds {found}, expected {expected}: pass the output of the step that writes it")
 
 
 class VersionMismatchError(ArtifactError):

@@ -56,9 +56,7 @@ def tower_inputs(schema: Schema, tower: str, features: pa.StructArray) -> dict[s
         name -> object (bytes) [batch] or [batch, length], float32 likewise, int64 seconds for moments; a
         sequence is cut to its last `max_length` values and padded to the longest of the batch, at least one.
     """
-    return {
-        name: _inputs(feature, pc.struct_field(features, name)) for name, feature in schema.features(tower).items()
-    }
+    return {name: _inputs(feature, pc.struct_field(features, name)) for name, feature in schema.features(tower).items()}
 
 
 def features_from_json(schema: Schema, tower: str, values: Mapping[str, Any]) -> pa.StructArray:
@@ -85,7 +83,8 @@ def _inputs(feature: Feature, values: pa.Array) -> NDArray[Any]:
         return _padded(values, feature.size, np.float32, 0.0)
     if feature.type == "timestamp":
         seconds = pc.floor(pc.divide(values.cast(pa.int64()).cast(pa.float64()), 1e6)).cast(pa.int64())
-        return pc.fill_null(seconds, MISSING_TIME).to_numpy(zero_copy_only=False)
+        moments: NDArray[Any] = pc.fill_null(seconds, MISSING_TIME).to_numpy(zero_copy_only=False)
+        return moments
     if feature.is_sequence:
         length = feature.max_length  # type: ignore[union-attr]
         if feature.type == "numeric_sequence":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -146,7 +146,9 @@ class Registry:
             ReleaseError: the version was never minted, or the release exists with other contents.
         """
         if release.id.model_version not in self.versions():
-            raise ReleaseError(f"release {release.id}: {release.id.model_version} was never minted here; run mint_version")
+            raise ReleaseError(
+                f"release {release.id}: {release.id.model_version} was never minted here; run mint_version"
+            )
         data = _seal(_release_to_dict(release))
         path = _manifest(release.id)
         if not self.storage.create(path, data):
@@ -228,7 +230,15 @@ class Registry:
 
         return self._change(change, release_id, by, why, keep, now)
 
-    def _change(self, change: Any, release_id: ReleaseId, by: str, why: str, keep: int, now: datetime | None) -> Serving:
+    def _change(
+        self,
+        change: Callable[[Serving], tuple[Serving, str]],
+        release_id: ReleaseId,
+        by: str,
+        why: str,
+        keep: int,
+        now: datetime | None,
+    ) -> Serving:
         for _ in range(_ATTEMPTS):
             before = self.serving()
             after, action = change(before)

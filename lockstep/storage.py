@@ -144,15 +144,19 @@ class GcsStorage(Storage):
         self._bucket = client.bucket(bucket)
 
     def read(self, path: str) -> tuple[bytes, str] | None:
-        from google.api_core.exceptions import NotFound
+        from google.api_core.exceptions import NotFound, PreconditionFailed
 
-        blob = self._bucket.blob(self._name(path))
-        try:
-            # The generation must be that of the bytes: ask for the object's first, then for exactly it.
-            blob.reload()
-            return blob.download_as_bytes(if_generation_match=blob.generation), str(blob.generation)
-        except NotFound:
-            return None
+        while True:
+            blob = self._bucket.blob(self._name(path))
+            try:
+                # The generation must be that of the bytes: ask for the object's first, then for exactly it.
+                blob.reload()
+                generation = blob.generation
+                return blob.download_as_bytes(if_generation_match=generation), str(generation)
+            except NotFound:
+                return None
+            except PreconditionFailed:
+                continue
 
     def create(self, path: str, data: bytes) -> bool:
         return self._upload(path, data, 0)
@@ -214,7 +218,7 @@ def confined(path: str) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a local file so that any reader sees the old contents or the new, never half of either."""
     temporary = _write_temporary(path, data)
-    os.replace(temporary, path)
+    temporary.replace(path)
     _sync_directory(path.parent)
 
 
@@ -232,8 +236,9 @@ def _write_temporary(target: Path, data: bytes) -> Path:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    return Path(name)
+    temporary = Path(name)
+    temporary.chmod(0o644)
+    return temporary
 
 
 def _sync_directory(directory: Path) -> None:

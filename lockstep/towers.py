@@ -1,10 +1,10 @@
 """An exported tower: raw features in, versioned embeddings out.
 
-    <artifact>/                    kind query_tower or candidate_tower
-      saved_model/                 signature serving_default: one input a feature, named as in the schema;
-                                   outputs embedding float32[batch, dim] (unit length), model_version int64[batch]
-      schema.json                  the schema that it was built for
-      tag.json
+<artifact>/                    kind query_tower or candidate_tower
+  saved_model/                 signature serving_default: one input a feature, named as in the schema;
+                               outputs embedding float32[batch, dim] (unit length), model_version int64[batch]
+  schema.json                  the schema that it was built for
+  tag.json
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Run the pipeline on this machine with `kfp.local`: the same components, one process a step.
 
-    <root>/runs/<run>/
-      config.json                  the parameters of the run
-      logs/03-train_towers.log     everything a step printed
-      training/                    checkpoints and TensorBoard logs
-      train-and-deploy-*/          the artifacts, a folder a step
+<root>/runs/<run>/
+  config.json                  the parameters of the run
+  logs/03-train_towers.log     everything a step printed
+  training/                    checkpoints and TensorBoard logs
+  train-and-deploy-*/          the artifacts, a folder a step
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def run_pipeline(config: Config, run: str, say: Callable[[str], None] = print) -
     """
     root = config.run.root
     if "://" in root:
-        raise ConfigError(f"[run] root is {root}: `lockstep run` needs a local folder; for the cloud, `lockstep submit`")
+        raise ConfigError(
+            f"[run] root is {root}: `lockstep run` needs a local folder; for the cloud, `lockstep submit`"
+        )
     from kfp import local
 
     from pipelines.train_and_deploy import train_and_deploy
@@ -152,4 +154,3 @@ class _StepLog(io.TextIOBase):
         # `say` prints to the real terminal, not back into this object.
         with contextlib.redirect_stdout(self._terminal):
             self._say(line)
-

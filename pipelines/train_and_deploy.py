@@ -31,7 +31,7 @@ def train_and_deploy(
     kv: dict,
     gate: dict,
     keep: int = 5,
-):
+) -> None:
     """Train a new model version and make it live.
 
     1. Take the next model version.

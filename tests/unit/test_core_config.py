@@ -1,0 +1,114 @@
+"""The configuration and the schema: what is wrong is said, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lockstep.config import DataSection, IndexSection, load_config, parse_schema, parse_section
+from lockstep.errors import ConfigError, LockstepError, SchemaError
+from lockstep.schema import Schema
+
+BASE = """
+[schema.query.history]
+type = "id_sequence"
+columns = ["history.candidate_id"]
+max_length = 7
+shares = "track"
+[schema.candidate.track]
+type = "id"
+columns = ["candidate_id"]
+"""
+
+
+def load(tmp_path: Path, text: str) -> object:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    return load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x", "is no readable TOML file"),
+        (BASE + "[modl]\n", "has an unknown section 'modl' (did you mean 'model'?); valid are data, embed"),
+        (BASE + "[data]\nsorce = 1\n", "[data] has an unknown key 'sorce' (did you mean 'source'?); valid are"),
+        (BASE + "mincount = 3\n", "[schema.candidate.track] has an unknown key 'mincount' (did you mean 'min_count'?)"),
+        (BASE + "[model.query]\nhiden = [3]\n", "[model.query] has an unknown key 'hiden' (did you mean 'hidden'?)"),
+        (BASE + "[data]\nshards = 2.5\n", "[data] shards = 2.5: input should be a valid integer"),
+        (BASE + "[data]\nshards = 0\n", "[data] shards = 0: input should be greater than or equal to 1"),
+        (BASE + "[data.tables]\n", "[data.tables] needs 'events'"),
+        ("[schema.query.x]\ntype = 'text'\n", "[schema] needs 'candidate'"),
+        (BASE.replace('"id"', '"idd"'), "Input tag 'idd' found using 'type' does not match any of the expected tags"),
+        (BASE.replace('"track"', '"trak"'), "shares = 'trak' names no candidate feature (there are ['track'])"),
+        (BASE.replace("track", "Track"), "a feature's name matches"),
+        (BASE + "[schema.candidate.b]\ntype = 'numeric'\ncolumns = ['x', 'y']\n", "numeric takes one column"),
+        (BASE + "[schema.query.q]\ntype = 'id'\ncolumns = ['history.x']\n", "use a query *_sequence"),
+        (BASE + "[schema.query.q]\ntype = 'text'\nshares = 'track'\n", "a text cannot share the vocabulary of 'track'"),
+        ("[schema]\nquery = {}\ncandidate = {}\n", "[schema.query] declares no feature"),
+        (BASE + "[schema.candidate.b]\ntype = 'id'\ncolumns = ['a; DROP TABLE x']\n", "is no column name"),
+    ],
+)
+def test_each_mistake_is_one_sentence_that_helps(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(LockstepError) as caught:
+        load(tmp_path, text)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_points_to_the_examples(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no configuration file .*nope\.toml: the examples are in configs/"):
+        load_config(tmp_path / "nope.toml")
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(BASE + "[data]\npath = 'a'\nshards = 3\n")
+    config = load_config(path, {"data": {"path": "b"}, "run": {"root": "/r"}})
+    assert (config.data.path, config.data.shards, config.run.root) == ("b", 3, "/r")
+
+
+def test_whole_floats_from_pipeline_parameters_are_ints_again() -> None:
+    assert parse_section(IndexSection, {"threads": 4.0, "leaves": None}).threads == 4
+    assert type(parse_section(IndexSection, {"threads": 4.0}).threads) is int
+    with pytest.raises(ConfigError, match=r"the IndexSection parameter: the file threads = 4\.5|threads = 4\.5"):
+        parse_section(IndexSection, {"threads": 4.5})
+
+
+def test_a_section_survives_the_way_through_json() -> None:
+    section = DataSection.model_validate({"test_from": "2011-10-01", "shards": 3})
+    assert parse_section(DataSection, section.to_dict()) == section
+
+
+def test_the_schemas_digest_changes_with_it_and_only_with_it() -> None:
+    raw = {
+        "query": {"a": {"type": "text", "columns": ("x", "y")}, "b": {"type": "numeric"}},
+        "candidate": {"c": {"type": "id"}},
+    }
+    schema = parse_schema(raw)
+    swapped = {**raw, "query": dict(reversed(raw["query"].items()))}
+    assert parse_schema(swapped).digest == schema.digest == Schema.from_json(schema.to_json()).digest
+    assert schema.query["b"].columns == ("b",)
+    changed = {**raw, "candidate": {"c": {"type": "id", "min_count": 2}}}
+    assert parse_schema(changed).digest != schema.digest
+
+
+def test_what_the_schema_derives() -> None:
+    schema = parse_schema(
+        {
+            "query": {
+                "h": {"type": "id_sequence", "columns": ("history.candidate_id",), "max_length": 7},
+                "t": {"type": "text_sequence", "columns": ("history.title",), "max_length": 3},
+                "own": {"type": "numeric_sequence", "max_length": 50},
+            },
+            "candidate": {"c": {"type": "id"}},
+        }
+    )
+    assert schema.history_columns == ("candidate_id", "title")
+    assert schema.max_history == 7
+
+
+def test_errors_of_the_schema_are_schema_errors(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError):
+        load(tmp_path, BASE.replace('"track"', '"trak"'))
