@@ -25,8 +25,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as a pipeline parameter carries them."""
-        return self.model_dump(mode="json")
+        """Plain JSON values, as a pipeline parameter carries them; KFP has no null, and None is always the default."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -60,8 +60,8 @@ class EventsTable(Section):
     query: str
     candidate: str
     timestamp: str
-    timestamp_unit: Literal["auto", "s", "ms", "us"] = "auto"
-    """The unit of an integer timestamp; `auto` for timestamp columns and ISO 8601 text."""
+    timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = "auto"
+    """The unit of an integer timestamp; `auto` for timestamp columns, ISO 8601 text, and integers of an obvious unit."""
     position: str | None = None
     """Orders events of one moment; the file's order where there is none."""
 
@@ -73,6 +73,10 @@ class AttributesTable(Section):
     id: str
     columns: dict[str, str] = {}
     """Column name in the schema -> column name in the file; `{}` takes every column under its own name."""
+    types: dict[str, Literal["string", "int64", "double", "bool", "timestamp"]] = {}
+    """Type of a column (by its name in the schema), or of its elements; the file's own, and `string` for CSV."""
+    separators: dict[str, str] = {}
+    """What separates the elements of a column of text that holds lists, such as `genres = "|"`."""
 
 
 class TablesSource(Section):
