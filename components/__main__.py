@@ -82,8 +82,7 @@ def _command(name: str) -> click.Command:
         if config is not None:
             loaded = load_config(config)
             for section in sections:
-                value = loaded.schema_ if section == "schema" else getattr(loaded, section)
-                values[section] = value.model_dump(mode="json")
+                values[section] = (loaded.schema_ if section == "schema" else getattr(loaded, section)).to_dict()
         result = function(**{name: _artifact(v) if isinstance(v, Path) else v for name, v in values.items()})
         if result is not None:
             click.echo(result)

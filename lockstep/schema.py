@@ -27,7 +27,7 @@ import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -254,6 +254,10 @@ class Schema(BaseModel):
     def to_json(self) -> bytes:
         """Canonical bytes: equal schemas are equal bytes."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1).encode() + b"\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as a pipeline parameter carries them; KFP has no null, and None is always the default."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     @classmethod
     def from_json(cls, data: bytes) -> Schema:

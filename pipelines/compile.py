@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from components import IMAGE
 from lockstep.config import Config
 from lockstep.storage import write_atomically
 
@@ -16,7 +15,7 @@ def parameters(config: Config) -> dict[str, Any]:
     """The pipeline's parameters that come from the configuration; `root` and `run` are the run's own."""
     return {
         **{name: getattr(config, name).to_dict() for name in SECTIONS},
-        "schema": config.schema_.model_dump(mode="json"),
+        "schema": config.schema_.to_dict(),
         "keep": config.kv.keep,
     }
 
@@ -34,9 +33,10 @@ def compile_pipeline(config: Config, output: Path) -> Path:
 
     output.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(train_and_deploy, str(output), pipeline_parameters=parameters(config))
-    if config.run.image != IMAGE:
-        spec = yaml.safe_load(output.read_text())
-        for executor in spec["deploymentSpec"]["executors"].values():
-            executor["container"]["image"] = config.run.image
-        write_atomically(output, yaml.safe_dump(spec, sort_keys=True).encode())
+    # Read back and written anew: KFP's comment header lists dicts in any order, and the file should be
+    # the same bytes for the same configuration.
+    spec = yaml.safe_load(output.read_text())
+    for executor in spec["deploymentSpec"]["executors"].values():
+        executor["container"]["image"] = config.run.image
+    write_atomically(output, yaml.safe_dump(spec, sort_keys=True).encode())
     return output
