@@ -150,10 +150,9 @@ class SourceWriter:
 
     def counts(self, dead_lettered: Mapping[str, int]) -> SourceCounts:
         """What was read and written so far."""
-        of = {
-            f"{table}_{what}": n[table] for what, n in (("in", self._read), ("written", self._written)) for table in n
-        }
-        return SourceCounts(**of, derived=tuple(self._derived), dead_lettered=dict(dead_lettered))
+        read = {f"{table}_in": rows for table, rows in self._read.items()}
+        written = {f"{table}_written": rows for table, rows in self._written.items()}
+        return SourceCounts(**read, **written, derived=tuple(self._derived), dead_lettered=dict(dead_lettered))
 
     def _open(self, table: str, number: int) -> None:
         self._part[table] = number

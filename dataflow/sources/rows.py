@@ -157,11 +157,8 @@ def parse_list(
     if separator is not None and not pa.types.is_nested(values.type):
         text = parse_texts(values, check, column)
         values = pc.split_pattern(pc.if_else(pc.equal(text, ""), None, text), separator)
-    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
-        if not pa.types.is_fixed_size_list(values.type):
-            raise DataError(
-                f"column {column!r} is {values.type}, expected a list: [data.tables] separators splits text"
-            )
+    if not is_list(values.type):
+        raise DataError(f"column {column!r} is {values.type}, expected a list, or text and `separators` to split it")
     flat, parents = pc.list_flatten(values), pc.list_parent_indices(values).to_numpy()
     elements = RowCheck(pa.RecordBatch.from_arrays([flat], names=[column]), marked=check.marked)
     parsed = parser(flat, elements, column)
@@ -174,13 +171,25 @@ def parse_list(
     return pa.ListArray.from_arrays(offsets, parsed, mask=values.is_null())
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists of any layout."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text, or bytes that may be text, of any layout."""
+    types = pa.types
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return text or types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
 def _text(values: pa.Array, check: RowCheck, column: str) -> pa.Array:
     """Strings of valid UTF-8; others are rejected and null in the result."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_null(values.type):
         return values.cast(pa.string())
-    if not _is_text(values.type):
+    if not is_text(values.type):
         raise DataError(f"column {column!r} is {values.type}, which cannot be read as text: map another column")
     raw = values.cast(pa.binary())
     try:
@@ -200,12 +209,6 @@ def _is_utf8(value: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    return text or types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:

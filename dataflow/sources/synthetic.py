@@ -66,8 +66,8 @@ def generate(section: SyntheticSource, writer: SourceWriter) -> None:
     progress = Progress("synthetic events", -(-section.playlists // _BATCH_PLAYLISTS))
     for first in range(0, section.playlists, _BATCH_PLAYLISTS):
         made = moments[first : first + _BATCH_PLAYLISTS]
-        progress.files_done += 1
         progress.advance(_write_playlists(section, world, first, made, rng, writer))
+        progress.files_done += 1
     progress.say()
 
 
@@ -75,13 +75,16 @@ def _write_playlists(
     section: SyntheticSource, world: _World, first: int, made: Ints, rng: np.random.Generator, writer: SourceWriter
 ) -> int:
     genres = world.choose_genres(made, rng)
-    playlists, tracks = _fill(section, world, genres, made, rng)
+    lengths = _lengths(section.mean_length, len(made), rng)
+    playlists = np.repeat(np.arange(len(made)), lengths + lengths // 2 + 2)
+    tracks = _fill(world, genres, playlists, made, rng)
     # A track stands in a playlist once, at the place where it came up first.
     _, kept = np.unique(playlists * section.tracks + tracks, return_index=True)
     kept.sort()
     playlists, tracks = playlists[kept], tracks[kept]
-    starts = np.searchsorted(playlists, np.arange(len(made)))
-    position = np.arange(len(playlists)) - starts[playlists]
+    position = np.arange(len(playlists)) - np.searchsorted(playlists, np.arange(len(made)))[playlists]
+    kept = position < lengths[playlists]
+    playlists, tracks, position = playlists[kept], tracks[kept], position[kept]
     seconds = made[playlists] + position * _SECONDS_PER_TRACK
     ids = pc.binary_join_element_wise("playlist-", pa.array(first + np.arange(len(made))).cast(pa.string()), "")
     _count(writer, "queries", {"query_id": ids, **_playlist_texts(genres, world, rng)})
@@ -95,21 +98,20 @@ def _write_playlists(
     return len(tracks)
 
 
-def _fill(
-    section: SyntheticSource, world: _World, genres: Ints, made: Ints, rng: np.random.Generator
-) -> tuple[Ints, Ints]:
-    """Choose the tracks of each playlist.
+def _lengths(mean: int, playlists: int, rng: np.random.Generator) -> Ints:
+    shape = 2.0
+    lengths = 2 + rng.negative_binomial(shape, shape / (shape + max(mean - 2, 0.01)), playlists)
+    return np.minimum(lengths, _MAX_LENGTH)
+
+
+def _fill(world: _World, genres: Ints, playlists: Ints, made: Ints, rng: np.random.Generator) -> Ints:
+    """Choose the track of each slot.
 
     Args:
         genres: [playlists, 2] the main and the second genre of each.
+        playlists: [slots] index into `made`.
         made: [playlists] seconds, ascending.
-
-    Returns:
-        The playlist (index into `made`, ascending) and the track of each slot.
     """
-    shape = 2.0
-    lengths = 2 + rng.negative_binomial(shape, shape / (shape + section.mean_length - 2), len(made))
-    playlists = np.repeat(np.arange(len(made)), np.minimum(lengths, _MAX_LENGTH))
     slots, now = len(playlists), made[playlists]
     genre = genres[playlists, (rng.random(slots) < 0.3).astype(np.int64)]
     favourites = np.stack(
@@ -122,7 +124,7 @@ def _fill(
     tracks[from_genre] = world.by_genre.draw(genre[from_genre], now[from_genre], rng)
     anything = kind >= _FROM_FAVOURITES + _FROM_GENRE
     tracks[anything] = world.overall.draw(np.zeros(anything.sum(), np.int64), now[anything], rng)
-    return playlists, tracks
+    return tracks
 
 
 class _Drawer:
@@ -236,9 +238,7 @@ def _count(writer: SourceWriter, table: str, columns: dict[str, pa.Array]) -> No
 
 
 def _phrase(parts: list[pa.Array | str], rows: int) -> pa.Array:
-    arrays = [
-        pa.array([part]).take(pa.array(np.zeros(rows, np.int64))) if isinstance(part, str) else part for part in parts
-    ]
+    arrays = [pa.repeat(pa.scalar(part), rows) if isinstance(part, str) else part for part in parts]
     return pc.binary_join_element_wise(*arrays, " ")
 
 

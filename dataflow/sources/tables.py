@@ -18,6 +18,8 @@ from dataflow.sources.moments import MomentReader
 from dataflow.sources.output import ID_COLUMNS, TIME, Progress, SourceWriter
 from dataflow.sources.rows import (
     RowCheck,
+    is_list,
+    is_text,
     parse_booleans,
     parse_doubles,
     parse_ids,
@@ -198,7 +200,7 @@ def _attribute_type(kind: pa.DataType, declared: pa.DataType | None, split: bool
     types = pa.types
     if types.is_dictionary(kind):
         return _attribute_type(kind.value_type, declared, split, what)
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if is_list(kind):
         inner = declared or _attribute_type(kind.value_type, None, False, what)
         return pa.list_(pa.float64() if types.is_integer(inner) else inner)
     if split:
@@ -213,7 +215,7 @@ def _attribute_type(kind: pa.DataType, declared: pa.DataType | None, split: bool
         return pa.float64()
     if types.is_timestamp(kind) or types.is_date(kind):
         return TIME
-    if types.is_null(kind) or (any(word in str(kind) for word in ("string", "binary")) and not types.is_nested(kind)):
+    if types.is_null(kind) or is_text(kind):
         return pa.string()
     raise DataError(f"{what} is {kind}, which no feature takes")
 
