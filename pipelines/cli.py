@@ -87,10 +87,8 @@ def run(config: Any) -> None:
     from pipelines.run import new_run_id, run_pipeline
 
     run_id = new_run_id()
-    root = Path(config.run.root).expanduser().resolve()
-    click.echo(f"run {run_id}, everything goes to {root}")
-    run_pipeline(config, run_id, click.echo)
-    click.echo(describe_run(str(root), run_id))
+    root = run_pipeline(config, run_id, click.echo)
+    click.echo(describe_run(root, run_id))
 
 
 @main.command("compile")
@@ -150,6 +148,7 @@ def releases(root: str, as_json: bool) -> None:
 @click.option("-k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many candidates.")
 @click.option("--restrict", "restricts", multiple=True, metavar="NS=TOKEN", help="Only candidates with this token.")
 @click.option("--exclude", multiple=True, metavar="ID", help="Leave out a candidate.")
+@click.option("--new-only", is_flag=True, help="Leave out what the query's own history holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def query(
     root: str,
@@ -158,14 +157,15 @@ def query(
     k: int,
     restricts: tuple[str, ...],
     exclude: tuple[str, ...],
+    new_only: bool,
     as_json: bool,
 ) -> None:
     """Retrieve candidates for a query entity or for raw features, from the live release."""
-    from pipelines.query import answer_query
-
     if entity is None and features is None:
         raise click.UsageError("give --entity ID, --features JSON, or both.")
-    click.echo(answer_query(root, entity, features, k, restricts, exclude, as_json))
+    from pipelines.query import answer_query
+
+    click.echo(answer_query(root, entity, features, k, restricts, exclude, new_only, as_json))
 
 
 if __name__ == "__main__":

@@ -46,12 +46,15 @@ def new_run_id(now: datetime | None = None) -> str:
     return f"{(now or datetime.now(UTC)):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def run_pipeline(config: Config, run: str, say: Callable[[str], None] = print) -> None:
+def run_pipeline(config: Config, run: str, say: Callable[[str], None] = print) -> str:
     """Train and deploy on this machine; returns when the release is published.
 
     Args:
         run: the run's id.
         say: takes each line of progress.
+
+    Returns:
+        The root, absolute.
 
     Raises:
         StepFailedError: a step failed; nothing that was live has changed.
@@ -65,8 +68,10 @@ def run_pipeline(config: Config, run: str, say: Callable[[str], None] = print) -
 
     from pipelines.train_and_deploy import train_and_deploy
 
-    folder = Path(root).expanduser().resolve() / "runs" / run
+    root = str(Path(root).expanduser().resolve())
+    folder = Path(root) / "runs" / run
     (folder / "logs").mkdir(parents=True)
+    say(f"run {run}; everything goes to {root}")
     arguments = parameters(_absolute(config))
     write_atomically(folder / "config.json", json.dumps(arguments, indent=1, sort_keys=True).encode())
     steps = len(train_and_deploy.pipeline_spec.root.dag.tasks)
@@ -74,9 +79,10 @@ def run_pipeline(config: Config, run: str, say: Callable[[str], None] = print) -
         warnings.simplefilter("ignore")
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder), raise_on_error=True)
         try:
-            train_and_deploy(root=str(folder.parent.parent), run=run, **arguments)
+            train_and_deploy(root=root, run=run, **arguments)
         except RuntimeError as error:
             raise log.failure(error) from error
+    return root
 
 
 def _absolute(config: Config) -> Config:

@@ -1,0 +1,148 @@
+"""What `lockstep query` does: ask the planner, and show its answer with titles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from lockstep.errors import LockstepError, ReleaseError, RequestError
+from lockstep.registry import Registry, Release
+from lockstep.storage import Storage, open_root
+from lockstep.tags import Artifact, Kind, open_artifact
+from lockstep.version import ReleaseId
+from pipelines.report import describe_quality
+from serving.retriever import Answer, Request, Retriever
+
+
+def answer_query(
+    root: str,
+    entity: str | None,
+    features: str | None,
+    k: int,
+    restricts: Iterable[str],
+    exclude: Collection[str],
+    new_only: bool,
+    as_json: bool,
+) -> str:
+    """Retrieve candidates and describe the answer.
+
+    Args:
+        features: a JSON object of raw query features.
+        restricts: NAMESPACE=TOKEN each; tokens of one namespace are alternatives.
+        new_only: leave out what the query's own history holds.
+    """
+    storage = open_root(root)
+    registry = Registry(storage)
+    if registry.serving().live is None:
+        raise ReleaseError(f"nothing is published in {storage.root}: `lockstep run --config FILE` publishes a release")
+    given = None if features is None else _object(features)
+    excluded = set(exclude) | (_history(storage, registry, entity, given) if new_only else set())
+    request = Request(entity, given, k, _restricts(restricts), frozenset(excluded))
+    retriever = Retriever(storage)
+    try:
+        answer = retriever.answer(request)
+    finally:
+        retriever.close()
+    titles = _titles(storage, registry, answer)
+    return _as_json(answer, titles) if as_json else _as_text(registry, answer, titles)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"--features is no JSON ({error}): give an object such as '{{\"title\": \"road trip\"}}'") from error
+    if not isinstance(value, dict):
+        raise RequestError(f"--features is {text}: give a JSON object of feature names and values")
+    return value
+
+
+def _restricts(pairs: Iterable[str]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for pair in pairs:
+        namespace, equals, token = pair.partition("=")
+        if not (namespace and equals and token):
+            raise RequestError(f"--restrict {pair!r}: write NAMESPACE=TOKEN, such as genre=rock")
+        found.setdefault(namespace, set()).add(token)
+    return found
+
+
+def _history(storage: Storage, registry: Registry, entity: str | None, features: dict[str, Any] | None) -> set[str]:
+    """The candidates that the query has seen: those of the entity, and those that the features name."""
+    live = registry.serving().live
+    assert live is not None, "checked by the caller"
+    release = registry.release(live)
+    entities = _entities(storage, release)
+    seen: set[str] = set()
+    if entity is not None:
+        for history in _lookup(entities / "queries", "history", [entity]).values():
+            seen.update(history or [])
+    if features is not None:
+        from lockstep.schema import Schema
+
+        schema = Schema.from_json((entities / "schema.json").read_bytes())
+        for name, feature in schema.query.items():
+            if feature.columns == ("history.candidate_id",):
+                seen.update(value for value in features.get(name) or [] if isinstance(value, str))
+    return seen
+
+
+def _titles(storage: Storage, registry: Registry, answer: Answer) -> dict[str, str]:
+    """What a person calls the candidates; an answer without titles is still an answer."""
+    if answer.release is None or not answer.candidates:
+        return {}
+    try:
+        entities = _entities(storage, registry.release(ReleaseId.parse(answer.release)))
+    except LockstepError:
+        return {}
+    return _lookup(entities / "candidates", "display", [candidate for candidate, _ in answer.candidates])
+
+
+def _entities(storage: Storage, release: Release) -> Artifact:
+    part = release.part(Kind.ENTITIES)
+    cache = Path.home() / ".cache" / "lockstep"
+    return open_artifact(storage.local_copy(part.uri, cache), Kind.ENTITIES, digest=part.digest)
+
+
+def _lookup(folder: Path, column: str, ids: list[str]) -> dict[str, Any]:
+    import pyarrow.dataset as ds
+
+    table = ds.dataset(folder).to_table(columns=["id", column], filter=ds.field("id").isin(ids))
+    return dict(zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True))
+
+
+def _as_json(answer: Answer, titles: dict[str, str]) -> str:
+    candidates = [{"id": id_, "score": score, "title": titles.get(id_)} for id_, score in answer.candidates]
+    return json.dumps(
+        {
+            "release": answer.release,
+            "rung": answer.rung,
+            "degraded": answer.degraded,
+            "reasons": list(answer.reasons),
+            "candidates": candidates,
+        },
+        indent=1,
+        ensure_ascii=False,
+    )
+
+
+def _as_text(registry: Registry, answer: Answer, titles: dict[str, str]) -> str:
+    lines = [f"answered by release {answer.release or '-'}, rung: {answer.rung}{' (DEGRADED)' * answer.degraded}"]
+    lines += [f"  because {reason}" for reason in answer.reasons]
+    width = max((len(id_) for id_, _ in answer.candidates), default=0)
+    for place, (id_, score) in enumerate(answer.candidates, 1):
+        lines.append(f"{place:4}. {score:8.4g}  {id_:{width}}  {titles.get(id_, '')}".rstrip())
+    if not answer.candidates:
+        lines.append("  no candidate")
+    elif answer.release is not None:
+        lines.append(f"measured: {_quality(registry, answer.release)}")
+    return "\n".join(lines)
+
+
+def _quality(registry: Registry, release: str) -> str:
+    try:
+        return describe_quality(registry.release(ReleaseId.parse(release)))
+    except LockstepError as error:
+        return f"unknown ({error})"
