@@ -12,6 +12,7 @@
     │   ├── WrongKindError
     │   ├── VersionMismatchError
     │   ├── InputMismatchError
+    │   ├── EmbeddingError       embeddings that must not be served
     │   └── CorruptArtifactError
     ├── ReleaseError             the registry
     │   └── PublishConflictError
@@ -96,6 +97,14 @@ class InputMismatchError(ArtifactError):
             f"the {what} of {left} is {left_value}, but of {right} it is {right_value}: "
             "pass the outputs of one run, or rerun generate_examples and what follows it"
         )
+
+
+class EmbeddingError(ArtifactError):
+    """A tower made embeddings that must not be served: not finite, not of unit length, or two of one id."""
+
+    def __init__(self, side: str, version: object, problem: str, examples: list[object], remedy: str) -> None:
+        shown = ", ".join(repr(example) for example in examples[:5])
+        super().__init__(f"the {side} embeddings of {version} are refused: {problem} (such as {shown}); {remedy}")
 
 
 class CorruptArtifactError(ArtifactError):

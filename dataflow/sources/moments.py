@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -95,7 +96,7 @@ class MomentReader:
         return self._numbers(digits.cast(pa.float64() if fractions else pa.int64()), check, column)
 
 
-def _guess_unit(numbers: NDArray[np.generic], column: str, key: str) -> str:
+def _guess_unit(numbers: NDArray[Any], column: str, key: str) -> str:
     low, high = _GUESS
     for unit, factor in PER_SECOND.items():
         share = np.mean((numbers >= low * factor) & (numbers < high * factor))
