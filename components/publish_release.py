@@ -6,24 +6,29 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def publish_release(root: str, run: str, release: str, keep: int) -> str:
+def publish_release(root: str, run: str, release: str, kv: dict) -> str:
     """Move the live pointer to a release by compare-and-swap, unless a newer release is live.
 
     Args:
         root: The folder or gs:// prefix that holds the registry.
         run: The run's id.
         release: From deploy_release.
-        keep: Model versions that stay retained, the live one included.
+        kv: Section [kv] of the configuration; keep says how many model versions stay retained.
 
     Returns:
         The release that is live afterwards.
     """
-    from components.envelope import start_logging
-    from lockstep.registry import Registry
-    from lockstep.storage import open_root
+    from components.envelope import mounted, start_logging
+    from lockstep.config import KVSection, parse_section
     from lockstep.version import ReleaseId
+    from serving import deploy
 
     start_logging()
-    registry = Registry(open_root(root))
-    serving = registry.publish(ReleaseId.parse(release), by=f"run {run}", why="train_and_deploy", keep=keep)
+    serving = deploy.publish(
+        root=str(mounted(root)),
+        release_id=ReleaseId.parse(release),
+        by=f"run {run}",
+        why="train_and_deploy",
+        section=parse_section(KVSection, kv),
+    )
     return str(serving.live)

@@ -16,7 +16,6 @@ def parameters(config: Config) -> dict[str, Any]:
     return {
         **{name: getattr(config, name).to_dict() for name in SECTIONS},
         "schema": config.schema_.to_dict(),
-        "keep": config.kv.keep,
     }
 
 

@@ -30,7 +30,6 @@ def train_and_deploy(
     index: dict,
     kv: dict,
     gate: dict,
-    keep: int = 5,
 ) -> None:
     """Train a new model version and make it live.
 
@@ -115,4 +114,4 @@ def train_and_deploy(
         verdict=checked.set_caching_options(False).outputs["verdict"],
         **parts,
     ).set_caching_options(False)
-    publish_release(root=root, run=run, release=deployed.output, keep=keep).set_caching_options(False)
+    publish_release(root=root, run=run, release=deployed.output, kv=kv).set_caching_options(False)

@@ -69,11 +69,11 @@ def test_minting_alone_counts_up(tmp_path: Path) -> None:
 
 
 def test_errors_of_a_job_reach_the_caller_as_they_are(tmp_path: Path) -> None:
-    arguments = ["publish_release", "--root", str(tmp_path), "--run", "r", "--release", "v3.1", "--keep", "5"]
-    result = CliRunner().invoke(main, arguments)
-    assert isinstance(result.exception, ReleaseError)
     config = tmp_path / "c.toml"
     config.write_text(CONFIG)
+    arguments = ["publish_release", "--root", str(tmp_path), "--run", "r", "--release", "v3.1", "--config", str(config)]
+    result = CliRunner().invoke(main, arguments)
+    assert isinstance(result.exception, ReleaseError)
     arguments = ["build_index", "--run", "r", "--model-version", "1", "--config", str(config)]
     arguments += ["--candidate-embeddings", str(tmp_path / "none"), "--ann-index", str(tmp_path / "index")]
     result = CliRunner().invoke(main, arguments)
@@ -82,8 +82,10 @@ def test_errors_of_a_job_reach_the_caller_as_they_are(tmp_path: Path) -> None:
 
 
 def test_the_module_ends_an_error_in_one_sentence(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(CONFIG)
     command = [sys.executable, "-m", "components", "publish_release"]
-    command += ["--root", str(tmp_path), "--run", "r", "--release", "v3.1", "--keep", "5"]
+    command += ["--root", str(tmp_path), "--run", "r", "--release", "v3.1", "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"Error: there is no release v3.1 in {tmp_path}: see `lockstep releases`\n"
