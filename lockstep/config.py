@@ -96,6 +96,8 @@ class DataSection(Section):
     synthetic: SyntheticSource = SyntheticSource()
     tables: TablesSource | None = None
     warehouse: Literal["duckdb"] = "duckdb"
+    warehouse_memory: str = "4GB"
+    """What the embedded warehouse may hold in memory; beyond it spills to disk."""
     runner: str = "DirectRunner"
     """The Beam runner of the examples step."""
     bad_rows_max_share: float = Field(0.01, ge=0, le=1)
@@ -115,7 +117,9 @@ class DataSection(Section):
     evaluation_queries: int = Field(10_000, ge=1)
     """At most this many queries in each evaluation split, chosen by hash."""
     shards: int = Field(4, ge=1)
-    """Files of training records."""
+    """Files of training records; one file's records fit in a worker's memory."""
+    seed: int = 1
+    """Decides the order of the training records."""
 
 
 class TowerSection(Section):

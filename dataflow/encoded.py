@@ -1,0 +1,121 @@
+"""Encoded features: what preprocessing makes of the raw ones and training parses.
+
+`features.json` of the artifacts `preprocessing` and `examples`:
+
+    {"query": [{"name", "type", "dtype", "length", "size", "table", "dim"}, ...], "candidate": [...]}
+
+Every feature has a fixed length. Ids: 0 is missing or padding, 1 is unknown, 2 and on are the vocabulary, most
+frequent first (hashed: 1 to the number of bins). Features of one `table` share an embedding table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from lockstep.schema import Feature, Schema
+
+FIRST_ID = 2
+"""The id of the most frequent value; 0 is missing and 1 unknown."""
+TOWERS = ("query", "candidate")
+
+_FLOATS = {"numeric": 2, "timestamp": 6, "numeric_sequence": 3}
+
+
+@dataclass(frozen=True)
+class EncodedFeature:
+    """One encoded feature.
+
+    `size` counts the ids, 0 included; it, `table` and `dim` are None where there is nothing to embed.
+    """
+
+    name: str
+    type: str
+    dtype: str
+    length: int
+    size: int | None = None
+    table: str | None = None
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of a number in the training data, after the logarithm where it is taken."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What preprocessing takes from the training data.
+
+    Args:
+        vocabularies: by table (see `table_name`), distinct values, most frequent first.
+        statistics: by tower and feature.
+    """
+
+    vocabularies: Mapping[str, Sequence[str]]
+    statistics: Mapping[tuple[str, str], Statistics]
+
+
+def table_owner(schema: Schema, tower: str, name: str) -> tuple[str, str] | None:
+    """The tower and name of the feature whose vocabulary and table a feature uses; None where it has none."""
+    feature = schema.features(tower)[name]
+    shares = getattr(feature, "shares", None)
+    if shares is not None:
+        return "candidate", shares
+    return (tower, name) if hasattr(feature, "shares") else None
+
+
+def table_name(owner: tuple[str, str]) -> str:
+    """The name of an embedding table and its vocabulary file."""
+    return "_".join(owner)
+
+
+def hash_bins(schema: Schema, owner: tuple[str, str]) -> int | None:
+    """The number of bins of a table whose values are hashed; None where it has a vocabulary."""
+    feature = schema.features(owner[0])[owner[1]]
+    return feature.size if feature.type == "categorical" and feature.encoding == "hash" else None
+
+
+def encoded_features(schema: Schema, vocabularies: Mapping[str, Sequence[str]]) -> dict[str, list[EncodedFeature]]:
+    """Describe the encoded features of both towers.
+
+    Args:
+        vocabularies: by table, the values in the order of their ids.
+    """
+    return {
+        tower: [_encoded(schema, tower, name, vocabularies) for name in sorted(schema.features(tower))]
+        for tower in TOWERS
+    }
+
+
+def features_json(features: Mapping[str, Sequence[EncodedFeature]]) -> bytes:
+    """The bytes of `features.json`."""
+    return json.dumps({tower: [asdict(feature) for feature in of] for tower, of in features.items()}, indent=1).encode()
+
+
+def _encoded(schema: Schema, tower: str, name: str, vocabularies: Mapping[str, Sequence[str]]) -> EncodedFeature:
+    feature = schema.features(tower)[name]
+    owner = table_owner(schema, tower, name)
+    if owner is None:
+        return EncodedFeature(name, feature.type, "float32", _length(feature))
+    bins = hash_bins(schema, owner)
+    table = table_name(owner)
+    size = len(vocabularies[table]) + FIRST_ID if bins is None else bins + 1
+    dim = getattr(schema.features(owner[0])[owner[1]], "dim", None)
+    return EncodedFeature(name, feature.type, "int64", _length(feature), size, table, dim)
+
+
+def _length(feature: Feature) -> int:
+    if feature.type == "vector":
+        return feature.size
+    if feature.type == "text":
+        return feature.max_tokens
+    if feature.type == "id_sequence":
+        return feature.max_length
+    if feature.type == "text_sequence":
+        return feature.max_length * feature.max_tokens
+    return _FLOATS.get(feature.type, 1)

@@ -1,0 +1,171 @@
+"""The artifact `entities`: candidates and query entities as they are now.
+
+    <artifact>/                        kind entities; rows = candidates + query entities
+      candidates/part-00000.parquet    id: string, features: struct (lockstep.features.features_type), display: string,
+                                       restricts: lockstep.embeddings.RESTRICTS, crowding_tag: string
+      queries/part-00000.parquet       id: string, features: struct, history: list<string>, oldest first
+      popular.parquet                  id: string, count: int64 of the last 30 days, restricts; most popular first
+      schema.json
+      tag.json
+
+Candidates that no event has are entities too, and so are query entities without events: both can be embedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dataflow.columns import candidate_features, past_values, query_features, restrict_column, struct, text_column
+from dataflow.split import POPULAR_DAYS, Cuts
+from dataflow.sql import literal, render
+from dataflow.warehouse import Warehouse
+from lockstep.embeddings import RESTRICTS
+from lockstep.features import features_type
+from lockstep.schema import Schema
+
+ROWS_PER_FILE = 262_144
+_BATCH = 32_768
+
+
+def write_entities(warehouse: Warehouse, schema: Schema, cuts: Cuts, destination: Path, work: Path) -> tuple[int, int]:
+    """Write the files of the artifact, all but its tag.
+
+    Returns:
+        The number of candidates and of query entities.
+    """
+    candidates = warehouse.schema("candidates_now")
+    restricts = {
+        namespace: restrict_column(namespace, candidates, "[schema] restricts") for namespace in schema.restricts
+    }
+    file = work / "entities.parquet"
+    sql = render(
+        "candidate_entities",
+        candidate=struct(candidate_features(schema, candidates)),
+        display=_text(schema.display, candidates, "[schema] display"),
+        restricts=restricts,
+        crowding=_text(schema.crowding, candidates, "[schema] crowding"),
+    )
+    n_candidates = warehouse.export(sql, file)
+    write_parts(file, destination / "candidates", lambda batch: _candidate_rows(batch, schema))
+    past = {"excluded": "event.candidate_id", **past_values(schema, candidates)}
+    query = struct(query_features(schema, warehouse.schema("queries_now"), moment=literal(cuts.newest)))
+    n_queries = warehouse.export(render("query_entities", query=query, past=past, max_history=schema.max_history), file)
+    write_parts(file, destination / "queries", lambda batch: query_rows(batch, schema))
+    warehouse.export(render("popular", popular_from=cuts.end - POPULAR_DAYS, restricts=restricts), file)
+    write_parts(file, destination / "popular.parquet", lambda batch: _popular_rows(batch, schema))
+    (destination / "schema.json").write_bytes(schema.to_json())
+    return n_candidates, n_queries
+
+
+def query_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
+    """Rows of query entities or evaluation queries, with their features in the types of the contract."""
+    columns = {
+        name: batch.column(name) if name == "id" else _texts(batch.column(name))
+        for name in batch.schema.names
+        if name != "features"
+    }
+    features = batch.column("features").cast(features_type(schema, "query"))
+    ids = columns.pop("id").cast(pa.string())
+    return pa.RecordBatch.from_arrays([ids, features, *columns.values()], names=["id", "features", *columns])
+
+
+def write_parts(source: Path, destination: Path, rows: Callable[[pa.RecordBatch], pa.RecordBatch]) -> None:
+    """Rewrite a Parquet file batch by batch.
+
+    Args:
+        destination: a folder to make, whose parts have at most ROWS_PER_FILE rows; or one file (`*.parquet`).
+        rows: makes the rows to write of the rows read.
+    """
+    single = destination.suffix == ".parquet"
+    if not single:
+        destination.mkdir()
+    writer: pq.ParquetWriter | None = None
+    written = 0
+    try:
+        for batch in _batches(source):
+            out = rows(batch)
+            if writer is None or (not single and written % ROWS_PER_FILE == 0):
+                if writer is not None:
+                    writer.close()
+                path = destination if single else destination / f"part-{written // ROWS_PER_FILE:05d}.parquet"
+                writer = pq.ParquetWriter(path, out.schema, compression="zstd")
+            writer.write_batch(out)
+            written += len(out)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def restricts_column(batch: pa.RecordBatch, schema: Schema) -> pa.Array:
+    """The restricts of candidates: a namespace for each restrict column that has a value.
+
+    Args:
+        batch: [rows], with a column `restrict_<namespace>` (string or list<string>) for each namespace.
+    """
+    rows, spaces = len(batch), len(schema.restricts)
+    if not spaces:
+        return pa.array([[]] * rows, RESTRICTS)
+    allow = [_tokens(batch.column(f"restrict_{namespace}")) for namespace in schema.restricts]
+    # Row-major over (row, namespace): the lists of one row stand together.
+    order = np.arange(rows * spaces).reshape(spaces, rows).T.ravel()
+    lists = pa.concat_arrays(allow).take(pa.array(order))
+    names = pa.array(np.tile(np.array(schema.restricts, dtype=object), rows), pa.string())
+    present = np.asarray(lists.value_lengths().fill_null(0)) > 0
+    kept = pa.array(present)
+    structs = pa.StructArray.from_arrays([names.filter(kept), lists.filter(kept)], fields=list(RESTRICTS.value_type))
+    offsets = np.concatenate([[0], np.cumsum(present.reshape(rows, spaces).sum(axis=1))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)
+
+
+def _candidate_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
+    columns = {
+        "id": batch.column("id").cast(pa.string()),
+        "features": batch.column("features").cast(features_type(schema, "candidate")),
+        "display": batch.column("display").cast(pa.string()),
+        "restricts": restricts_column(batch, schema),
+        "crowding_tag": batch.column("crowding_tag").cast(pa.string()),
+    }
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _popular_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
+    count = batch.column("count").cast(pa.int64())
+    columns = {"id": batch.column("id").cast(pa.string()), "count": count, "restricts": restricts_column(batch, schema)}
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _tokens(column: pa.Array) -> pa.Array:
+    if pa.types.is_list(column.type):
+        return column.cast(pa.list_(pa.string()))
+    texts = column.cast(pa.string())
+    present = np.asarray(texts.is_valid()) & np.asarray((pc.binary_length(texts).fill_null(0)).to_numpy() > 0)
+    offsets = np.concatenate([[0], np.cumsum(present)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts.filter(pa.array(present)))
+
+
+def _texts(column: pa.Array) -> pa.Array:
+    """A list of strings, empty where there is none."""
+    lists = column.cast(pa.list_(pa.string()))
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), lists.flatten())
+
+
+def _text(column: str | None, candidates: pa.Schema, where: str) -> str:
+    return "CAST(NULL AS STRING)" if column is None else text_column(column, candidates, "candidate", where)
+
+
+def _batches(source: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(source) as file:
+        empty = True
+        for batch in file.iter_batches(_BATCH):
+            empty = False
+            yield batch
+        if empty:
+            yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)

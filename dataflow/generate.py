@@ -1,0 +1,252 @@
+"""The data step: from a source to training records, evaluation queries, preprocessing and entities.
+
+The artifact `examples`:
+
+    <artifact>/                                       kind examples; rows = training examples
+      train/part-00000-of-00004.tfrecord.gz           tf.Example: query/<feature>, candidate/<feature> (encoded),
+                                                      candidate_index, sampling_probability, age_days
+      validation/part-*.parquet, test/part-*.parquet  id, features, history: list<string>, targets: list<string>
+      catalogue.parquet                               row number = candidate_index: id, count, popular_30d,
+                                                      popular_30d_validation, probability
+      features.json                                   see dataflow.encoded
+      report.json                                     rows in and out of every stage, cuts, vocabularies
+      dead_letters.jsonl                              see dataflow.dead_letters
+      schema.json
+      tag.json
+
+The other two are drawn in dataflow.preprocessing and dataflow.entities.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataflow.columns import candidate_features, past_values, query_features, struct
+from dataflow.dead_letters import DeadLetters
+from dataflow.encoded import Learned, encoded_features, features_json
+from dataflow.entities import write_entities, write_parts
+from dataflow.evaluation_queries import write_evaluation
+from dataflow.interactions import counts_by, prepare_events
+from dataflow.sources import SourceCounts, read_source
+from dataflow.split import POPULAR_DAYS, Cuts, find_cuts
+from dataflow.sql import render
+from dataflow.stages import Stage
+from dataflow.warehouse import DuckDBWarehouse, Warehouse
+from lockstep.config import DataSection
+from lockstep.errors import DataError
+from lockstep.schema import Schema
+from lockstep.storage import fresh_directory
+from lockstep.tags import Kind, Tag, write_tag
+
+_log = logging.getLogger(__name__)
+
+_CATALOGUE = pa.schema(
+    [
+        ("id", pa.string()),
+        ("count", pa.int64()),
+        ("popular_30d", pa.int64()),
+        ("popular_30d_validation", pa.int64()),
+        ("probability", pa.float64()),
+    ]
+)
+_BATCH = 16_384
+"""Training rows that are encoded at once."""
+
+
+def run(*, examples: Path, preprocessing: Path, entities: Path, run_id: str, data: DataSection, schema: Schema) -> Tag:
+    """Make everything that training, evaluation and embedding read.
+
+    The artifacts are finished in the order preprocessing, entities, examples: where there are examples, there is
+    all that they were made with.
+
+    Args:
+        examples: folder of the artifact `examples`.
+        preprocessing: folder of the artifact `preprocessing`.
+        entities: folder of the artifact `entities`.
+        run_id: the run that the tags name.
+
+    Returns:
+        The tag of the examples.
+
+    Raises:
+        DataError: the source cannot be read, too many rows are bad, a split is empty, or rows have vanished.
+        SchemaError: a feature's column is missing or of the wrong type.
+    """
+    job = _Job(fresh_directory(examples), fresh_directory(preprocessing), fresh_directory(entities), data, schema)
+    # Beside the output, on the same disk; a crashed attempt's is replaced.
+    work = fresh_directory(examples.parent / f".{examples.name}.work")
+    try:
+        with DeadLetters(examples / "dead_letters.jsonl") as dead_letters:
+            job.read(dead_letters, work)
+        job.encode(work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return job.finish(run_id)
+
+
+@dataclass
+class _Job:
+    """One execution: its outputs, and what the report will say."""
+
+    examples: Path
+    preprocessing: Path
+    entities: Path
+    data: DataSection
+    schema: Schema
+
+    def __post_init__(self) -> None:
+        self.stages: list[Stage] = []
+        self.report: dict[str, Any] = {}
+        self.rows = {"examples": 0, "entities": 0, "candidates": 0}
+        self.learned = Learned({}, {})
+
+    def read(self, dead_letters: DeadLetters, work: Path) -> None:
+        """Everything that needs the warehouse."""
+        with _timed("reading the source"):
+            counts = read_source(self.data, work / "source", dead_letters)
+            self.stages.append(_source_stage(counts))
+        dead_letters.check_share(self.data, counts.rows_in)
+        with DuckDBWarehouse(work, memory=self.data.warehouse_memory, threads=os.cpu_count() or 1) as warehouse:
+            with _timed("ordering events"):
+                self.stages += prepare_events(warehouse, work / "source", self.data, dead_letters, work)
+                dead_letters.check_share(self.data, max(counts.rows_in, 1))
+                cuts = find_cuts(warehouse, self.data)
+            with _timed("making training rows"):
+                self.stages.append(self._training_rows(warehouse, cuts, work))
+            with _timed("making evaluation queries"):
+                self._evaluation(warehouse, cuts, work)
+            with _timed("writing entities"):
+                self.rows["entities"] = sum(write_entities(warehouse, self.schema, cuts, self.entities, work))
+            with _timed("learning vocabularies"):
+                from dataflow.vocabulary import learn
+
+                self.learned = learn(warehouse, self.schema, work)
+        self.report["cuts"] = {
+            name: getattr(cuts, name).isoformat() for name in ("validation_from", "test_from", "newest")
+        }
+
+    def encode(self, work: Path) -> None:
+        """Build preprocessing and write the training records with it."""
+        from dataflow.examples import ExamplesPlan, write_examples
+        from dataflow.preprocessing import save_preprocessing
+
+        with _timed("building preprocessing"):
+            save_preprocessing(self.preprocessing, self.schema, self.learned)
+        encoded = encoded_features(self.schema, self.learned.vocabularies)
+        plan = ExamplesPlan(
+            self.schema.to_json(), self.preprocessing, encoded, self.rows["candidates"], self.data.shards
+        )
+        (self.examples / "train").mkdir()
+        with _timed("writing training records"):
+            written = write_examples(work / "training.parquet", self.examples / "train", plan, runner=self.data.runner)
+        self.stages.append(Stage("training records", self.rows["examples"], written).check())
+        (self.examples / "features.json").write_bytes(features_json(encoded))
+
+    def finish(self, run_id: str) -> Tag:
+        """Write the report and the three tags, the examples' last."""
+        digest = self.schema.digest
+        (self.examples / "schema.json").write_bytes(self.schema.to_json())
+        self.report |= {
+            "stages": [stage.to_json() for stage in self.stages],
+            "vocabularies": {table: len(values) for table, values in self.learned.vocabularies.items()},
+            "statistics": {
+                "/".join(name): {"mean": of.mean, "deviation": of.deviation}
+                for name, of in self.learned.statistics.items()
+            },
+        }
+        (self.examples / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
+        entries = sum(len(values) for values in self.learned.vocabularies.values())
+        made_of = write_tag(self.preprocessing, Kind.PREPROCESSING, run=run_id, schema=digest, rows=entries)
+        write_tag(self.entities, Kind.ENTITIES, run=run_id, schema=digest, rows=self.rows["entities"])
+        return write_tag(
+            self.examples,
+            Kind.EXAMPLES,
+            run=run_id,
+            schema=digest,
+            rows=self.rows["examples"],
+            inputs={"preprocessing": made_of},
+        )
+
+    def _training_rows(self, warehouse: Warehouse, cuts: Cuts, work: Path) -> Stage:
+        staged = warehouse.create(
+            "staged_events",
+            render("staged_events", validation_from=cuts.validation_from, min_history=self.data.min_history),
+        )
+        stages = counts_by(warehouse, "staged_events", "stage")
+        if not stages.get("example"):
+            raise DataError(
+                f"no training example is left of {staged} events ({stages}): set [data] validation_from later than "
+                f"{cuts.validation_from}, or lower validation_share, test_share, holdout_share or min_history"
+            )
+        self._catalogue(warehouse, cuts, work)
+        warehouse.create("training_entities", render("training_entities"))
+        candidates = warehouse.schema("candidates_now")
+        sql = render(
+            "training_examples",
+            query=struct(query_features(self.schema, warehouse.schema("queries_now"), moment="label.event_time")),
+            candidate=struct(candidate_features(self.schema, candidates)),
+            past=past_values(self.schema, candidates),
+            max_history=self.schema.max_history,
+            newest=warehouse.rows(render("newest_example"))[0]["newest"],
+            seed=self.data.seed,
+        )
+        self.rows["examples"] = warehouse.export(sql, work / "training.parquet", row_group_rows=_BATCH)
+        filtered = {name: rows for name, rows in stages.items() if name != "example"}
+        return Stage("training", staged, self.rows["examples"], filtered=filtered).check()
+
+    def _catalogue(self, warehouse: Warehouse, cuts: Cuts, work: Path) -> None:
+        sql = render(
+            "catalogue",
+            validation_from=cuts.validation_from,
+            test_from=cuts.test_from,
+            popular_from=cuts.test_from - POPULAR_DAYS,
+            popular_from_validation=cuts.validation_from - POPULAR_DAYS,
+        )
+        self.rows["candidates"] = warehouse.create("catalogue", sql)
+        warehouse.export(render("catalogue_rows"), work / "catalogue.parquet")
+        write_parts(work / "catalogue.parquet", self.examples / "catalogue.parquet", lambda rows: rows.cast(_CATALOGUE))
+
+    def _evaluation(self, warehouse: Warehouse, cuts: Cuts, work: Path) -> None:
+        sizes = {}
+        for split in ("validation", "test"):
+            destination = self.examples / split
+            stages = write_evaluation(warehouse, self.schema, self.data, cuts, split, destination, work)
+            self.stages += stages
+            sizes[split] = stages[0].used
+            _refuse_empty(split, stages[0], self.data, cuts)
+        self.report["splits"] = {"train": self.rows["examples"], **sizes}
+
+
+def _refuse_empty(split: str, stage: Stage, data: DataSection, cuts: Cuts) -> None:
+    unwanted = data.validation_share == 0 and data.holdout_share == 0 and data.validation_from is None
+    if stage.used or (split == "validation" and unwanted):
+        return
+    cut = cuts.validation_from if split == "validation" else cuts.test_from
+    keys = "validation_from, validation_share or holdout_share" if split == "validation" else "test_from or test_share"
+    raise DataError(
+        f"the {split} split is empty: of {stage.rows_in} entities, none has a usable target after {cut} "
+        f"({dict(stage.filtered)}): change [data] {keys}, or lower seed_events"
+    )
+
+
+def _source_stage(counts: SourceCounts) -> Stage:
+    return Stage("source", counts.rows_in, counts.rows_written, counts.dead_lettered).check()
+
+
+@contextmanager
+def _timed(what: str) -> Iterator[None]:
+    started = time.monotonic()
+    _log.info("%s ...", what)
+    yield
+    _log.info("%s took %.1f s", what, time.monotonic() - started)

@@ -1,0 +1,32 @@
+-- The candidates known before the test cut, most frequent label first; candidate_index is the row's number from 0.
+--   training_events  events that training may see, labels or not: what vocabularies and statistics weigh by
+WITH counted AS (
+  SELECT
+    candidate_id,
+    COUNTIF(stage = 'example') AS labels,
+    COUNTIF(stage IN ('example', 'too little history')) AS training_events,
+    COUNTIF(event_time < {{ validation_from | literal }}) AS events_before_validation,
+    COUNTIF(
+      event_time >= {{ popular_from | literal }} AND event_time < {{ test_from | literal }}
+    ) AS popular_30d,
+    COUNTIF(
+      event_time >= {{ popular_from_validation | literal }} AND event_time < {{ validation_from | literal }}
+    ) AS popular_30d_validation
+  FROM staged_events
+  WHERE event_time < {{ test_from | literal }}
+  GROUP BY candidate_id
+),
+total AS (
+  SELECT SUM(labels) AS labels FROM counted
+)
+SELECT
+  counted.candidate_id,
+  ROW_NUMBER() OVER (ORDER BY counted.labels DESC, counted.candidate_id) - 1 AS candidate_index,
+  counted.labels,
+  counted.training_events,
+  counted.events_before_validation,
+  counted.popular_30d,
+  counted.popular_30d_validation,
+  CASE WHEN total.labels > 0 THEN counted.labels / total.labels ELSE CAST(0 AS FLOAT64) END AS probability
+FROM counted
+CROSS JOIN total

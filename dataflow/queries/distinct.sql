@@ -1,0 +1,3 @@
+-- The number of distinct values of a column.
+SELECT COUNT(DISTINCT {{ column | ident }}) AS `values`
+FROM {{ table | ident }}

@@ -1,0 +1,16 @@
+-- The events that count, in order, within their query entity.
+--   place        1, 2, 3 ... by (event_time, position), ties broken by id
+--   first_place  the place of the first event of the same (event_time, position): what is strictly before an event
+--                has a place below its first_place
+--   held_out     training never sees this entity: by hash of its id
+SELECT
+  query_id,
+  candidate_id,
+  event_time,
+  position,
+  ROW_NUMBER() OVER (PARTITION BY query_id ORDER BY event_time, position, candidate_id) AS place,
+  RANK() OVER (PARTITION BY query_id ORDER BY event_time, position) AS first_place,
+  MOD(CAST(CONCAT('0x', SUBSTR(TO_HEX(MD5(query_id)), 1, 8)) AS INT64), {{ buckets | literal }})
+    < {{ held_out_buckets | literal }} AS held_out
+FROM judged_events
+WHERE verdict = 'used'

@@ -1,0 +1,3 @@
+-- The number of rows of a table.
+SELECT COUNT(*) AS `rows`
+FROM {{ table | ident }}

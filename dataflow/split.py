@@ -1,0 +1,85 @@
+"""The split: two moments, and a share of the query entities by hash.
+
+    events before validation_from            training (held-out entities excepted)
+    events from validation_from to test_from targets of validation
+    events from test_from on                 targets of test
+
+Held-out entities join validation: all but their first `seed_events` are its targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from dataflow.sql import render
+from dataflow.warehouse import Warehouse
+from lockstep.config import DataSection
+from lockstep.errors import DataError
+
+BUCKETS = 10_000
+"""Hash buckets of query entities; the hold-out takes the first of them."""
+POPULAR_DAYS = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The moments that divide the data.
+
+    `end` is the first moment after the newest event.
+    """
+
+    validation_from: datetime
+    test_from: datetime
+    newest: datetime
+
+    @property
+    def end(self) -> datetime:
+        return self.newest + timedelta(microseconds=1)
+
+
+def split_bucket(entity: str, buckets: int = BUCKETS) -> int:
+    """The bucket of an entity; the same number in Python, BigQuery and DuckDB.
+
+    >>> split_bucket("a", 1000)
+    9
+    """
+    return int(hashlib.md5(entity.encode(), usedforsecurity=False).hexdigest()[:8], 16) % buckets
+
+
+def held_out_buckets(data: DataSection) -> int:
+    """How many buckets the hold-out takes."""
+    return round(data.holdout_share * BUCKETS)
+
+
+def find_cuts(warehouse: Warehouse, data: DataSection) -> Cuts:
+    """Take the cuts from the configuration, or as the moments that leave the configured shares.
+
+    Raises:
+        DataError: there are no events, or the cuts leave nothing to train on or to test with.
+    """
+    span = warehouse.rows(render("span"))[0]
+    events, newest = int(span["events"]), span["newest"]
+    if events == 0:
+        raise DataError("no usable event is left: see dead_letters.jsonl for what became of the rows, mend [data] path")
+    test_from = _utc(data.test_from) or _cut(warehouse, max(1, round(events * data.test_share)))
+    tested = int(warehouse.rows(render("events_from", moment=test_from))[0]["events"])
+    if tested == 0:
+        raise DataError(f"no event is at or after [data] test_from = {test_from}; the newest is at {newest}: lower it")
+    wanted = tested + round(events * data.validation_share)
+    validation_from = _utc(data.validation_from) or min(test_from, _cut(warehouse, min(wanted, events)))
+    if validation_from > test_from:
+        raise DataError(f"[data] validation_from = {validation_from} is after test_from = {test_from}: exchange them")
+    return Cuts(validation_from, test_from, newest.astimezone(UTC))
+
+
+def _cut(warehouse: Warehouse, events: int) -> datetime:
+    moment: datetime = warehouse.rows(render("cut", events=events))[0]["moment"]
+    return moment.astimezone(UTC)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    if moment is None:
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
