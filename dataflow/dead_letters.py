@@ -26,6 +26,9 @@ from lockstep.errors import TooManyBadRowsError
 MAX_SHOWN = 200
 """Characters of a text, and elements of a list, that a dead letter shows."""
 
+_LINE_BREAKS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+"""JSON leaves these as they are, and some readers of lines break at them."""
+
 
 class Reason(StrEnum):
     """Why a row is not used; the values are what reports and dead letters say."""
@@ -89,7 +92,8 @@ class DeadLetters:
             line["column"] = column
         line |= {"rows": rows, "row": _shown(row)}
         # A lone surrogate, the only thing that UTF-8 cannot carry, is escaped by _shown.
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False).translate(_LINE_BREAKS)
+        self._file.write(text.encode() + b"\n")
         self.counts[reason] = self.counts.get(reason, 0) + rows
 
     def add_batch(

@@ -46,7 +46,7 @@ def read_source(section: DataSection, destination: Path, dead_letters: DeadLette
     added = {reason: rows - before.get(reason, 0) for reason, rows in dead_letters.counts.items()}
     counts = writer.counts({reason: rows for reason, rows in added.items() if rows})
     counts.check()
-    if not counts.events_in:
+    if not counts.events_in and not counts.dead_lettered:
         raise DataError(f"the source {section.source!r} at {section.path or '-'} holds no events: check [data] path")
     seconds = time.monotonic() - started
     _log.info(

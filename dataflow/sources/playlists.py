@@ -83,7 +83,12 @@ def decode_playlists(data: bytes) -> Iterator[Found]:
     while True:
         place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
         if text.startswith("]", place):
-            return
+            again = _START.search(text, place)
+            if again is None:
+                yield from _after_the_list(text[place:])
+                return
+            place = again.end()
+            continue
         try:
             playlist, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
@@ -96,6 +101,15 @@ def decode_playlists(data: bytes) -> Iterator[Found]:
             place = following
         else:
             yield Found(playlist)
+
+
+def _after_the_list(rest: str) -> Iterator[Found]:
+    """Text after the last playlist that is not the end of a JSON object, so that nothing there vanishes."""
+    if rest.strip() != "]":
+        try:
+            json.loads('{"playlists": [' + rest)
+        except (ValueError, RecursionError):
+            yield Found(text=rest[:_SHOWN])
 
 
 def _next_playlist(text: str, place: int, decoder: json.JSONDecoder) -> int | None:

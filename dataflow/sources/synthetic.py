@@ -76,7 +76,8 @@ def _write_playlists(
 ) -> int:
     genres = world.choose_genres(made, rng)
     lengths = _lengths(section.mean_length, len(made), rng)
-    playlists = np.repeat(np.arange(len(made)), lengths + lengths // 2 + 2)
+    # Twice as many draws as a playlist is long leave enough when the repeated ones are gone.
+    playlists = np.repeat(np.arange(len(made)), 2 * lengths)
     tracks = _fill(world, genres, playlists, made, rng)
     # A track stands in a playlist once, at the place where it came up first.
     _, kept = np.unique(playlists * section.tracks + tracks, return_index=True)
