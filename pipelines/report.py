@@ -31,8 +31,8 @@ def describe_quality(release: Release) -> str:
     for name in sorted((n for n in model if n.startswith("recall@")), key=lambda n: int(n.split("@")[1])):
         parts.append(f"{name} {model[name]:.3f} (popularity {popularity.get(name, float('nan')):.3f})")
     text = f"{', '.join(parts)} on {test.get('queries', 0):,} held-out queries" if parts else "not evaluated"
-    ann = [check for check in release.gate.get("checks", []) if check["name"].startswith("ann_recall")]
-    return text + "".join(f"; index {c['name'].removeprefix('ann_')} against exact search {c['value']:.3f}" for c in ann)
+    checks = [check for check in release.gate.get("checks", []) if "against exact search" in check["name"]]
+    return text + "".join(f"; {check['name'].replace(':', '')} {check['value']:.3f}" for check in checks)
 
 
 def describe_releases(root: str, as_json: bool) -> str:
