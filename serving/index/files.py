@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from lockstep.errors import CorruptArtifactError, VersionMismatchError
 from lockstep.tags import Artifact
 from lockstep.version import ModelVersion
-from serving.index.restricts import RestrictsReader, RestrictsWriter
+from serving.index.restricts import Postings, PostingsBuilder
 
 FORMAT = 1
 DESCRIPTION = "index.json"
@@ -51,7 +51,7 @@ class IndexFiles:
     model_version: ModelVersion
     snapshot: int
     vectors: NDArray[np.float32]
-    restricts: RestrictsReader
+    restricts: Postings
     parameters: Mapping[str, Any]
     candidates: pa.Table
 
@@ -81,7 +81,7 @@ class IndexFiles:
             model_version=ModelVersion(description["model_version"]),
             snapshot=description["snapshot"],
             vectors=vectors,
-            restricts=RestrictsReader(artifact.path),
+            restricts=Postings.load(artifact.path),
             parameters=description["parameters"],
             candidates=candidates,
         )
@@ -103,7 +103,7 @@ class IndexFilesWriter:
 
     def __init__(self, directory: Path, rows: int, dim: int) -> None:
         self._directory = directory
-        self._restricts = RestrictsWriter()
+        self._restricts = PostingsBuilder()
         self._sink = pa.OSFile(str(directory / CANDIDATES), "wb")
         self._writer = pa.ipc.new_file(self._sink, _CANDIDATES_SCHEMA)
         self.vectors: NDArray[np.float32] = np.lib.format.open_memmap(
@@ -131,7 +131,7 @@ class IndexFilesWriter:
         self._writer.close()
         self._sink.close()
         self.vectors.flush()  # type: ignore[attr-defined]
-        self._restricts.write(self._directory)
+        self._restricts.build().save(self._directory)
         description = {
             "format": FORMAT,
             "backend": backend,

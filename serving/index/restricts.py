@@ -1,11 +1,12 @@
-"""Which candidates carry which filter tokens: postings lists, written batch by batch and memory-mapped."""
+"""Which candidates carry which filter tokens: postings lists, collected batch by batch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from functools import reduce
+from dataclasses import dataclass
+from functools import cached_property, reduce
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ OFFSETS = "restrict_offsets.npy"
 ROWS = "restrict_rows.npy"
 _SEPARATOR = "\x00"
 
+Rows = NDArray[np.int64]
 
-class RestrictsWriter:
+
+class PostingsBuilder:
     """Collects the restricts of candidates in row order; eight bytes for each token of each candidate."""
 
     def __init__(self) -> None:
@@ -45,8 +48,8 @@ class RestrictsWriter:
         codes = np.asarray(translation, np.int32)[encoded.indices.to_numpy(zero_copy_only=False)]
         self._batches.append((codes, (rows.to_numpy(zero_copy_only=False) + first_row).astype(np.int32)))
 
-    def write(self, directory: Path) -> None:
-        """Write the postings into an index's folder."""
+    def build(self) -> Postings:
+        """Sort what was collected."""
         codes = np.concatenate([codes for codes, _ in self._batches] or [np.empty(0, np.int32)])
         rows = np.concatenate([rows for _, rows in self._batches] or [np.empty(0, np.int32)])
         names = sorted(self._codes)
@@ -59,36 +62,54 @@ class RestrictsWriter:
         first = np.ones(len(rows), bool)
         first[1:] = (np.diff(codes) != 0) | (np.diff(rows) != 0)
         codes, rows = codes[first], rows[first]
-        offsets = np.searchsorted(codes, np.arange(len(names) + 1)).astype(np.int64)
         tokens: dict[str, list[str]] = {}
         for name in names:
             namespace, _, token = name.partition(_SEPARATOR)
             tokens.setdefault(namespace, []).append(token)
-        (directory / TOKENS).write_text(json.dumps(tokens, ensure_ascii=False), encoding="utf-8")
-        np.save(directory / OFFSETS, offsets)
-        np.save(directory / ROWS, rows)
+        return Postings(tokens, np.searchsorted(codes, np.arange(len(names) + 1)).astype(np.int64), rows)
 
 
-class RestrictsReader:
-    """Answers which rows a filter allows."""
+@dataclass(frozen=True, eq=False)
+class Postings:
+    """Answers which rows a filter allows.
 
-    def __init__(self, directory: Path) -> None:
-        tokens: dict[str, list[str]] = json.loads((directory / TOKENS).read_text(encoding="utf-8"))
-        self._offsets = np.load(directory / OFFSETS, mmap_mode="r")
-        self._rows = np.load(directory / ROWS, mmap_mode="r")
-        self._codes: dict[str, dict[str, int]] = {}
-        first = 0
-        # The writer numbers tokens in the order of this file: by namespace, then token.
-        for namespace, names in tokens.items():
-            self._codes[namespace] = {name: first + place for place, name in enumerate(names)}
-            first += len(names)
+    Args:
+        tokens: namespace -> tokens, both sorted; tokens are numbered in this order, through all namespaces.
+        offsets: [tokens + 1] where each token's rows begin.
+        token_rows: rows of each token, ascending.
+    """
+
+    tokens: Mapping[str, list[str]]
+    offsets: NDArray[np.int64]
+    token_rows: NDArray[np.int32]
+
+    @classmethod
+    def load(cls, directory: Path) -> Postings:
+        """Read what `save` wrote; the rows stay on disk."""
+        tokens = json.loads((directory / TOKENS).read_text(encoding="utf-8"))
+        return cls(tokens, np.load(directory / OFFSETS), np.load(directory / ROWS, mmap_mode="r"))
+
+    def save(self, directory: Path) -> None:
+        """Write three files into an index's folder."""
+        (directory / TOKENS).write_text(json.dumps(self.tokens, ensure_ascii=False), encoding="utf-8")
+        np.save(directory / OFFSETS, self.offsets)
+        np.save(directory / ROWS, self.token_rows)
 
     @property
     def namespaces(self) -> tuple[str, ...]:
         """Those in which some candidate has a token."""
-        return tuple(self._codes)
+        return tuple(self.tokens)
 
-    def rows(self, restricts: Mapping[str, AbstractSet[str]]) -> NDArray[np.int64]:
+    @cached_property
+    def _codes(self) -> dict[str, dict[str, int]]:
+        codes = {}
+        first = 0
+        for namespace, names in self.tokens.items():
+            codes[namespace] = {name: first + place for place, name in enumerate(names)}
+            first += len(names)
+        return codes
+
+    def rows(self, restricts: Mapping[str, AbstractSet[str]]) -> Rows:
         """Ascending rows that have one of the tokens in every namespace.
 
         Args:
@@ -97,10 +118,10 @@ class RestrictsReader:
         allowed = sorted((self._any(namespace, tokens) for namespace, tokens in restricts.items()), key=len)
         return reduce(_intersect, allowed)
 
-    def _any(self, namespace: str, tokens: AbstractSet[str]) -> NDArray[np.int64]:
+    def _any(self, namespace: str, tokens: AbstractSet[str]) -> Rows:
         known = self._codes.get(namespace, {})
         lists = [
-            self._rows[self._offsets[code] : self._offsets[code + 1]]
+            self.token_rows[self.offsets[code] : self.offsets[code + 1]]
             for code in (known.get(token) for token in tokens)
             if code is not None
         ]
@@ -115,9 +136,10 @@ class RestrictsReader:
         return np.flatnonzero(marks)
 
 
-def _intersect(small: NDArray[np.int64], large: NDArray[np.int64]) -> NDArray[np.int64]:
+def _intersect(small: Rows, large: Rows) -> Rows:
     """Rows that are in both; ascending like them."""
     if not len(large):
         return large
     places = np.minimum(np.searchsorted(large, small), len(large) - 1)
-    return small[large[places] == small]
+    both: Rows = small[large[places] == small]
+    return both

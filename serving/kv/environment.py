@@ -33,7 +33,8 @@ class Environment:
         self._process = os.getpid()
         self._users = 0
         self._transactions = 0
-        self._idle = threading.Condition()
+        self._resizing = False
+        self._changed = threading.Condition()
         self._environment = lmdb.open(
             str(path), map_size=map_bytes, max_dbs=len(names), max_readers=_MAX_READERS, create=create
         )
@@ -51,6 +52,7 @@ class Environment:
 
         key = (os.getpid(), path.resolve())
         with cls._opening:
+            cls._close_inherited()
             environment = cls._opened.get(key)
             if environment is None:
                 if not create and not (path / "data.mdb").exists():
@@ -64,6 +66,13 @@ class Environment:
                 cls._opened[key] = environment
             environment._users += 1
         return environment
+
+    @classmethod
+    def _close_inherited(cls) -> None:
+        """After a fork, let go of the parent's environments; the parent's own stay as they are."""
+        for process, path in list(cls._opened):
+            if process != os.getpid():
+                cls._opened.pop((process, path))._environment.close()
 
     def close(self) -> None:
         """Undo one `open`; the last one closes the file."""
@@ -104,18 +113,27 @@ class Environment:
 
     @contextmanager
     def _shared(self) -> Iterator[None]:
-        with self._idle:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._resizing)
             self._transactions += 1
         try:
             yield
         finally:
-            with self._idle:
+            with self._changed:
                 self._transactions -= 1
-                if not self._transactions:
-                    self._idle.notify_all()
+                if self._resizing and not self._transactions:
+                    self._changed.notify_all()
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        with self._idle:
-            self._idle.wait_for(lambda: not self._transactions)
+        """Wait until no transaction of this process runs; new ones wait meanwhile, so that readers starve nobody."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._resizing)
+            self._resizing = True
+            self._changed.wait_for(lambda: not self._transactions)
+        try:
             yield
+        finally:
+            with self._changed:
+                self._resizing = False
+                self._changed.notify_all()
