@@ -181,14 +181,7 @@ def _write_tracks(
     }
     writer.write("events", {name: check.kept(values) for name, values in events.items()})
     candidates = {"candidate_id": candidate_ids, **texts, "duration_ms": fields["duration_ms"]}
-    candidates = {name: check.kept(values) for name, values in candidates.items()}
-    firsts = pa.array(_first_of_each(candidates["candidate_id"]))
-    writer.write("candidates", {name: values.take(firsts) for name, values in candidates.items()})
-
-
-def _first_of_each(ids: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-    codes = ids.dictionary_encode().indices.to_numpy()
-    return np.sort(np.unique(codes, return_index=True)[1])
+    writer.write_new("candidates", {name: check.kept(values) for name, values in candidates.items()})
 
 
 def _place_in_list(owner: pa.Array) -> pa.Array:

@@ -31,6 +31,8 @@ EVENTS = pa.schema(
 )
 ID_COLUMNS = {"events": "query_id", "candidates": "candidate_id", "queries": "query_id"}
 ROWS_PER_FILE = 4_000_000
+REMEMBERED_IDS = 500_000
+"""Ids that `SourceWriter.write_new` remembers of a table, so that its memory is bounded; the rest may repeat."""
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +115,7 @@ class SourceWriter:
         self._read = dict.fromkeys(ID_COLUMNS, 0)
         self._part = dict.fromkeys(ID_COLUMNS, 0)
         self._derived: list[str] = []
+        self._seen: dict[str, set[str]] = {table: set() for table in ID_COLUMNS}
 
     def declare(self, table: str, attributes: Sequence[tuple[str, pa.DataType]] = (), *, derived: bool = False) -> None:
         """Fix a table's columns, before its first row; a table without rows still gets a file."""
@@ -147,6 +150,17 @@ class SourceWriter:
         batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
         self._files[table].write_batch(batch)
         self._written[table] += rows
+
+    def write_new(self, table: str, columns: Mapping[str, pa.Array]) -> None:
+        """Append the rows of a derived table whose ids have not been written, the first of each id."""
+        ids, seen = columns[ID_COLUMNS[table]], self._seen[table]
+        encoded = ids.dictionary_encode()
+        firsts = np.unique(encoded.indices.to_numpy(), return_index=True)[1]
+        texts = encoded.dictionary.to_pylist()
+        new = [code for code, text in enumerate(texts) if text not in seen]
+        seen.update(texts[code] for code in new[: max(0, REMEMBERED_IDS - len(seen))])
+        rows = pa.array(firsts[new].astype(np.int64))
+        self.write(table, {name: values.take(rows) for name, values in columns.items()})
 
     def counts(self, dead_lettered: Mapping[str, int]) -> SourceCounts:
         """What was read and written so far."""

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dataflow.dead_letters import DeadLetters
 from dataflow.sources.files import column_types, find_files, is_csv, read_batches
@@ -70,7 +69,7 @@ def read(section: TablesSource, folder: Path, writer: SourceWriter, dead_letters
     for columns in events.rows(writer):
         writer.write("events", columns)
         for table in derived:
-            writer.write(table, {ID_COLUMNS[table]: pc.unique(columns[ID_COLUMNS[table]])})
+            writer.write_new(table, {ID_COLUMNS[table]: columns[ID_COLUMNS[table]]})
     for table, reader in attributes.items():
         writer.declare(table, [(name, reader.types[name]) for name in reader.types if name != ID_COLUMNS[table]])
         for columns in reader.rows(writer):

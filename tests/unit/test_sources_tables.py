@@ -251,6 +251,17 @@ def test_tables_are_cut_into_files_and_batches_without_a_trace(tmp_path: Path, m
     assert parts == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet", "part-00003.parquet"]
 
 
+@pytest.mark.parametrize(("remembered", "written"), [(100, 7), (3, 3 + 9 * 4), (0, 9 * 7)])
+def test_a_derived_table_repeats_an_id_only_where_memory_would_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remembered: int, written: int
+) -> None:
+    monkeypatch.setattr(output, "REMEMBERED_IDS", remembered)
+    monkeypatch.setattr(files, "BATCH_ROWS", 10)
+    made = read_csv(tmp_path, "user,thing,at\n" + "".join(f"u{n % 7},t,2024-05-06\n" for n in range(88)))
+    assert [row["query_id"] for row in made.queries[:7]] == [f"u{n}" for n in range(7)]
+    assert len(made.queries) == written
+
+
 # --- bad rows -------------------------------------------------------------------------------------------------------
 
 BAD_CSV = {
