@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.floating]
+UNRANKED = 2**62
+"""The rank of a candidate that is out of the ranking: below every k."""
 
 
 def target_ranks(scores: Scores, targets: NDArray[np.int64], ordered: Scores | None = None) -> NDArray[np.int64]:
@@ -23,7 +25,7 @@ def target_ranks(scores: Scores, targets: NDArray[np.int64], ordered: Scores | N
         ordered: the same scores in ascending order, where the caller has them.
 
     Returns:
-        [targets] ranks; `len(scores)` for a target that is out of the ranking.
+        [targets] ranks; UNRANKED for a target at -inf.
     """
     ordered = np.sort(scores) if ordered is None else ordered
     wanted = scores[targets]
@@ -33,7 +35,7 @@ def target_ranks(scores: Scores, targets: NDArray[np.int64], ordered: Scores | N
     for position in tied:
         target = targets[position]
         ranks[position] += np.count_nonzero(scores[:target] == wanted[position])
-    ranks[np.isneginf(wanted)] = len(scores)
+    ranks[np.isneginf(wanted)] = UNRANKED
     return ranks
 
 
@@ -77,17 +79,16 @@ def ndcg(ranks: NDArray[np.int64], held_out: int, k: int) -> float:
     return float(gain / ideal)
 
 
-def reciprocal_rank(ranks: NDArray[np.int64], candidates: int) -> float:
+def reciprocal_rank(ranks: NDArray[np.int64]) -> float:
     """One over the position of the first held-out candidate, 0 where none is ranked."""
-    best = int(ranks.min(initial=candidates))
-    return 1.0 / (best + 1) if best < candidates else 0.0
+    best = int(ranks.min(initial=UNRANKED))
+    return 1.0 / (best + 1) if best < UNRANKED else 0.0
 
 
 class RankingMeasures:
     """The means of all measures over queries, added one at a time."""
 
     def __init__(self, candidates: int, ks: Sequence[int]) -> None:
-        self._candidates = candidates
         self._ks = tuple(ks)
         self._sums: dict[str, float] = {}
         self._covered = {k: np.zeros(candidates, dtype=bool) for k in self._ks}
@@ -105,7 +106,7 @@ class RankingMeasures:
         ranks = target_ranks(scores, targets, ordered)
         values = {f"recall@{k}": recall(ranks, held_out, k) for k in self._ks}
         values |= {f"ndcg@{k}": ndcg(ranks, held_out, k) for k in self._ks}
-        values["mrr"] = reciprocal_rank(ranks, self._candidates)
+        values["mrr"] = reciprocal_rank(ranks)
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         for k, covered in self._covered.items():

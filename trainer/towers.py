@@ -20,6 +20,9 @@ from trainer.encoding import EncodedFeature, EncodedFeatures
 _PROJECTION_BIAS = 0.01
 """Deviation of the last bias at the start; with zeros, an input of missing values alone has no direction."""
 
+_LARGEST = 1e6
+"""Floats are cut to this size, or the square of a stray 1e30 would overflow and leave a vector of no length."""
+
 
 class MaskedMean(tf.keras.layers.Layer):
     """Mean embedding of the ids of a row; id 0 is padding and counts for nothing.
@@ -47,6 +50,22 @@ class MaskedMean(tf.keras.layers.Layer):
         return tf.matmul(weights[:, tf.newaxis, :], self.table(ids))[:, 0, :]
 
 
+class ResumableDropout(tf.keras.layers.Layer):
+    """Dropout whose random state is part of the checkpoint, which that of Keras is not."""
+
+    def __init__(self, rate: float, seed: int) -> None:
+        super().__init__()
+        self.rate = rate
+        self.generator = tf.random.Generator.from_seed(seed)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Zero a share `rate` of the inputs while training, and scale the rest up to the same mean."""
+        if not training or not self.rate:
+            return inputs
+        kept = self.generator.uniform(tf.shape(inputs)) >= self.rate
+        return tf.where(kept, inputs / (1.0 - self.rate), tf.zeros_like(inputs))
+
+
 class TowerNetwork(tf.keras.Model):
     """One tower over encoded features."""
 
@@ -68,7 +87,7 @@ class TowerNetwork(tf.keras.Model):
             for layer, units in enumerate(section.hidden)
         ]
         self.dropouts = [
-            tf.keras.layers.Dropout(model.dropout, seed=seed + 100 + layer) for layer in range(len(section.hidden) + 1)
+            ResumableDropout(model.dropout, seed + 100 + layer) for layer in range(len(section.hidden) + 1)
         ]
         self.projection = tf.keras.layers.Dense(
             model.embedding_dim,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from lockstep.embeddings import RESTRICTS
-from lockstep.features import features_type, tower_inputs
+from lockstep.features import features_type
 from lockstep.schema import Schema
 from lockstep.tags import Kind, write_tag
 
@@ -234,5 +234,3 @@ def _example(ids: dict[str, list[int]], floats: dict[str, list[float]], index: i
     feature["candidate_index"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[index]))
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
-
-__all__ = ["Artifacts", "make_artifacts", "tower_inputs"]
