@@ -17,6 +17,7 @@
     ├── ReleaseError             the registry
     │   └── PublishConflictError
     ├── GateError                validate_release refused a release
+    ├── SubmissionError          an engine did not take the pipeline
     ├── KVError                  the key-value store
     └── RequestError             a retrieval request
 
@@ -134,6 +135,14 @@ class GateError(LockstepError):
             f"See {report}; the limits are in [gate]"
         )
         self.failures = failures
+
+
+class SubmissionError(LockstepError):
+    """An engine could not be reached, or did not take the compiled pipeline."""
+
+    def __init__(self, engine: str, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        super().__init__(f"{engine} did not take the pipeline: {reason}; check the address and your permissions")
 
 
 class KVError(LockstepError):

@@ -121,13 +121,12 @@ def submit(
         raise click.UsageError("--to kfp needs --host, the address of the KFP API.")
     if to == "vertex" and project is None:
         raise click.UsageError("--to vertex needs --project.")
-    check_backends(config)
+    check_backends(config, to)
     run_id = new_run_id()
-    if host is not None and to == "kfp":
-        started = submit_to_kfp(config, run_id, host)
+    if to == "kfp":
+        started = submit_to_kfp(config, run_id, str(host))
     else:
-        assert project is not None, "checked above"
-        started = submit_to_vertex(config, run_id, project, location, service_account)
+        started = submit_to_vertex(config, run_id, str(project), location, service_account)
     click.echo(f"submitted run {run_id} as {started}")
 
 

@@ -53,7 +53,9 @@ def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise RequestError(f"--features is no JSON ({error}): give an object such as '{{\"title\": \"road trip\"}}'") from error
+        raise RequestError(
+            f'--features is no JSON ({error}): give an object such as \'{{"title": "road trip"}}\''
+        ) from error
     if not isinstance(value, dict):
         raise RequestError(f"--features is {text}: give a JSON object of feature names and values")
     return value

@@ -54,7 +54,11 @@ def test_help_lists_every_command() -> None:
         (["query", "--entity", "a", "-k", "0"], "0 is not in the range 1<=x<=10000"),
         (["submit", "--config", DEMO, "--to", "kfp"], "Error: --to kfp needs --host"),
         (["submit", "--config", DEMO, "--to", "vertex"], "Error: --to vertex needs --project."),
-        (["submit", "--config", DEMO, "--to", "kfp", "--host", "http://x"], "steps on a cluster share no local disk"),
+        (
+            ["submit", "--config", DEMO, "--to", "kfp", "--host", "http://x"],
+            "[run] root is lockstep-root: use gs://bucket",
+        ),
+        (["submit", "--config", DEMO, "--to", "vertex", "--project", "p"], "steps on Vertex AI share no disk"),
         (
             ["submit", "--config", DEMO, "--to", "kfp", "--host", "http://x", "--root", "gs://b/p"],
             "[kv] backend is embedded",
