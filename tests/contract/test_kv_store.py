@@ -123,8 +123,8 @@ def test_a_refresh_replaces_the_snapshot_whole_and_never_unpublishes(store: Quer
 
 def test_an_older_snapshot_is_not_loaded_over_a_newer_one(store: QueryStore) -> None:
     late = load(store, 5, ["a"], snapshot=1)
+    publish(store, 5, ["a"], snapshot=2)
     with pytest.raises(KVError, match="dropped"):
-        publish(store, 5, ["a"], snapshot=2)
         late.publish(1)
     with pytest.raises(KVError, match=r"v5.2 is published, so the older v5.1"):
         load(store, 5, ["a"], snapshot=1)
@@ -324,7 +324,7 @@ class TestEmbedded:
             store.find("b", ModelVersion(5))
 
     def test_a_reader_does_not_make_a_store(self, tmp_path: Path) -> None:
-        with pytest.raises(KVError, match="no key-value store in .*: run load_kv"):
+        with pytest.raises(KVError, match=r"no key-value store in .*: run load_kv"):
             EmbeddedStore(tmp_path / "kv", keep=3)
         assert not (tmp_path / "kv").exists()
 

@@ -77,7 +77,9 @@ def write_embeddings(
     directory.mkdir(parents=True)
     version = release_id.model_version
     digests = pa.array(["0"] * len(ids))
-    batch = embedding_batch(kind, pa.array(ids, pa.string()), VersionedEmbeddings(vectors, version), digests, restricted)
+    batch = embedding_batch(
+        kind, pa.array(ids, pa.string()), VersionedEmbeddings(vectors, version), digests, restricted
+    )
     pq.write_table(pa.Table.from_batches([batch]), directory / "part-00000-of-00001.parquet")
     return write_tag(
         directory, kind, run="r", schema=SCHEMA, rows=len(ids), model_version=version,
@@ -170,10 +172,9 @@ class StubRoot:
         return release
 
     def corrupt(self, release_id: ReleaseId, kind: Kind, file: str, offset: int = -1) -> None:
-        """Flip a byte of a file in place."""
+        """Replace a file by one with a flipped byte; whoever has the old one open or mapped keeps it."""
         path = self.folder(release_id, kind) / file
         data = bytearray(path.read_bytes())
         data[offset] ^= 0xFF
+        path.unlink()
         path.write_bytes(data)
-
-

@@ -212,7 +212,9 @@ def test_auto_backend_by_size(tmp_path: Path) -> None:
 def test_scann_agrees_with_exact_search_and_survives_a_move(tmp_path: Path) -> None:
     vectors = unit_rows(8_000, 16, 5)
     draw = np.random.default_rng(0).integers(0, 100, len(vectors)).tolist()
-    tokens: list = [{"p": ["most"] * (d < 90) + ["few"] * (d < 3) + ["one"] * (row == 17)} for row, d in enumerate(draw)]
+    tokens: list = [
+        {"p": ["most"] * (d < 90) + ["few"] * (d < 3) + ["one"] * (row == 17)} for row, d in enumerate(draw)
+    ]
     scann = make_index(tmp_path, vectors, tokens, IndexSection(backend="scann", threads=1))
     (tmp_path / "i").rename(tmp_path / "moved")
     scann = open_index(tmp_path / "moved", ModelVersion(3), 2)
