@@ -143,7 +143,7 @@ class _Encode(beam.DoFn):
         for shard in range(self._plan.shards):
             chosen = np.flatnonzero(shards == shard)
             if len(chosen):
-                yield shard, hashes[chosen].tobytes() + records[chosen].tobytes()
+                yield shard, _packed(hashes[chosen], records[chosen])
 
 
 class _Write(beam.DoFn):
@@ -158,24 +158,42 @@ class _Write(beam.DoFn):
         import tensorflow as tf
 
         shard, batches = element
-        width = self._plan.layout.bytes
-        hashes, records = [], []
-        for batch in batches:
-            rows = len(batch) // (8 + width)
-            hashes.append(np.frombuffer(batch, np.int64, rows))
-            records.append(np.frombuffer(batch, np.uint8, offset=8 * rows).reshape(rows, width))
-        order = np.argsort(np.concatenate(hashes), kind="stable")
-        sorted_records = np.concatenate(records)[order]
+        unpacked = [_unpacked(batch, self._plan.layout.bytes) for batch in batches]
+        hashes = np.concatenate([hashes for hashes, _ in unpacked])
+        records = np.concatenate([records for _, records in unpacked])
+        order = _order(hashes, records)
         name = f"part-{shard:05d}-of-{self._plan.shards:05d}.tfrecord.gz"
         options = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=_COMPRESSION)
         # A bundle that is tried twice writes the same bytes; the rename makes the file appear whole.
         unfinished = self._destination / f".{name}.{os.getpid()}"
         with tf.io.TFRecordWriter(str(unfinished), options) as writer:
-            for record in sorted_records:
-                writer.write(record.tobytes())
+            for row in order:
+                writer.write(records[row].tobytes())
         unfinished.replace(self._destination / name)
         self._written.inc(len(order))
         yield len(order)
+
+
+def _packed(hashes: NDArray[np.int64], records: NDArray[np.uint8]) -> bytes:
+    """Rows as bytes: their number, then everything compressed, for most of a record is padding."""
+    body = hashes.tobytes() + records.tobytes()
+    return len(hashes).to_bytes(8, "little") + pa.compress(body, "lz4", asbytes=True)
+
+
+def _unpacked(batch: bytes, width: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """The inverse of `_packed`; an empty batch has no rows."""
+    rows = int.from_bytes(batch[:8], "little")
+    body = pa.decompress(batch[8:], rows * (8 + width), "lz4", asbytes=True) if rows else b""
+    records = np.frombuffer(body, np.uint8, offset=8 * rows).reshape(rows, width)
+    return np.frombuffer(body, np.int64, rows), records
+
+
+def _order(hashes: NDArray[np.int64], records: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Rows by hash; equal hashes, which are rare, by their bytes, so that no accident of the runner decides."""
+    order = np.argsort(hashes, kind="stable")
+    if (np.diff(hashes[order]) == 0).any():
+        return np.array(sorted(range(len(hashes)), key=lambda row: (hashes[row], records[row].tobytes())))
+    return order
 
 
 def _local(runner: str) -> str:

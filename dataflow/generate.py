@@ -60,7 +60,7 @@ _CATALOGUE = pa.schema(
         ("probability", pa.float64()),
     ]
 )
-_BATCH = 16_384
+_BATCH = 4_096
 """Training rows that are encoded at once."""
 
 

@@ -162,19 +162,24 @@ def _last(values: tf.Tensor, present: tf.Tensor, length: int) -> tf.Tensor:
     """Keep the last `length` elements of rows that are padded on the right, and pad to that length.
 
     Args:
-        values: [batch, width, ...].
+        values: [batch, width, ...], 0 where not present.
         present: [batch, width] bool; what follows a row's last True is padding.
     """
     width = tf.shape(present)[1]
-    ends = tf.reduce_max(tf.where(present, tf.range(1, width + 1)[tf.newaxis, :], 0), axis=1)
-    ends = tf.maximum(ends, 0)  # the maximum over no columns is the smallest int
-    positions = tf.maximum(ends - length, 0)[:, tf.newaxis] + tf.range(length)[tf.newaxis, :]
-    padding = [[0, 0], [0, length]] + [[0, 0]] * (values.shape.rank - 2)
-    kept = tf.gather(tf.pad(values, padding), tf.minimum(positions, width + length - 1), batch_dims=1)
-    beyond = positions >= ends[:, tf.newaxis]
-    for _ in range(values.shape.rank - 2):
-        beyond = beyond[..., tf.newaxis]
-    return tf.where(beyond, tf.zeros_like(kept), kept)
+    rest = [[0, 0]] * (values.shape.rank - 2)
+
+    def padded() -> tf.Tensor:
+        return tf.pad(values, [[0, 0], [0, length - width], *rest])
+
+    def cut() -> tf.Tensor:
+        ends = tf.reduce_max(tf.where(present, tf.range(1, width + 1)[tf.newaxis, :], 0), axis=1)
+        starts = tf.maximum(ends - length, 0)
+        # What stands behind a row's end is padding, which is 0 already.
+        return tf.gather(values, starts[:, tf.newaxis] + tf.range(length)[tf.newaxis, :], batch_dims=1)
+
+    # Inputs of lockstep.features.tower_inputs are never wider; any other width is taken all the same.
+    kept = tf.cond(width <= length, padded, cut)
+    return tf.ensure_shape(kept, [None, length, *values.shape[2:]])
 
 
 def _numeric(raw: tf.Tensor, log: bool, statistics: Statistics) -> tf.Tensor:
@@ -182,10 +187,12 @@ def _numeric(raw: tf.Tensor, log: bool, statistics: Statistics) -> tf.Tensor:
     present = tf.math.is_finite(raw)
     scaled = _standardise(tf.where(present, raw, 0.0), log, statistics)
     missing = tf.cast(tf.logical_not(present), tf.float32)
-    return tf.stack([tf.where(present, scaled, 0.0), missing], axis=1)
+    return tf.stack([tf.where(present, tf.cast(scaled, tf.float32), 0.0), missing], axis=1)
 
 
 def _standardise(values: tf.Tensor, log: bool, statistics: Statistics) -> tf.Tensor:
+    """Float64, whose last bit may depend on the place in the batch (vectorised or not), as the result's must not."""
+    values = tf.cast(values, tf.float64)
     if log:
         values = tf.sign(values) * tf.math.log1p(tf.abs(values))
     scaled = (values - statistics.mean) / (statistics.deviation or 1.0)
@@ -196,14 +203,14 @@ def _numeric_sequence(raw: tf.Tensor, log: bool, length: int, statistics: Statis
     """[batch, width] float32 -> [batch, 3]: mean and last of the standardised values, and 1 where there is none."""
     present = tf.math.is_finite(raw)
     scaled = _standardise(tf.where(present, raw, 0.0), log, statistics)
-    kept = _last(scaled, present, length)
-    counted = _last(tf.cast(present, tf.float32), present, length)
+    kept = _last(tf.where(present, scaled, 0.0), present, length)
+    counted = _last(tf.cast(present, tf.float64), present, length)
     count = tf.reduce_sum(counted, axis=1)
-    mean = tf.reduce_sum(kept * counted, axis=1) / tf.maximum(count, 1.0)
+    mean = tf.reduce_sum(kept, axis=1) / tf.maximum(count, 1.0)
     latest = tf.reduce_max(tf.cast(counted, tf.int32) * tf.range(1, length + 1), axis=1) - 1
     last = tf.gather(kept, tf.maximum(latest, 0), batch_dims=1)
-    missing = tf.cast(tf.equal(count, 0.0), tf.float32)
-    return tf.stack([mean, last * (1.0 - missing), missing], axis=1)
+    missing = tf.cast(tf.equal(count, 0.0), tf.float64)
+    return tf.cast(tf.stack([mean, last * (1.0 - missing), missing], axis=1), tf.float32)
 
 
 def _timestamp(seconds: tf.Tensor) -> tf.Tensor:

@@ -108,7 +108,9 @@ def _varints(feature: RecordFeature, values: NDArray[Any]) -> NDArray[np.uint8]:
     assert feature.size is not None
     if values.size and (values.min() < 0 or values.max() >= feature.size):
         raise ValueError(f"{feature.name} holds {values.min()} to {values.max()}, expected 0 to {feature.size - 1}")
-    shifts = 7 * np.arange(feature.width)
-    groups = (values[:, :, None] >> shifts) & 0x7F
-    groups[:, :, :-1] |= 0x80
-    return groups.astype(np.uint8).reshape(len(values), -1)
+    narrow: NDArray[Any] = values.astype(np.uint32 if feature.size <= 2**32 else np.uint64)
+    groups = np.empty((*values.shape, feature.width), np.uint8)
+    for group in range(feature.width):
+        more = 0x80 if group < feature.width - 1 else 0
+        groups[:, :, group] = (narrow >> (7 * group)) & 0x7F | more
+    return groups.reshape(len(values), -1)

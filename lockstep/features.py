@@ -82,8 +82,10 @@ def _inputs(feature: Feature, values: pa.Array) -> NDArray[Any]:
     if feature.type == "vector":
         return _padded(values, feature.size, np.float32, 0.0)
     if feature.type == "timestamp":
-        seconds = pc.floor(pc.divide(values.cast(pa.int64()).cast(pa.float64()), 1e6)).cast(pa.int64())
-        moments: NDArray[Any] = pc.fill_null(seconds, MISSING_TIME).to_numpy(zero_copy_only=False)
+        # In whole numbers: beyond the year 2255 a float64 cannot count microseconds.
+        micros = pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+        missing = values.is_null().to_numpy(zero_copy_only=False)
+        moments: NDArray[Any] = np.where(missing, MISSING_TIME, np.floor_divide(micros, 1_000_000))
         return moments
     if feature.is_sequence:
         length = feature.max_length  # type: ignore[union-attr]

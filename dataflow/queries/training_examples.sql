@@ -1,4 +1,5 @@
--- One row a training example: a label and what was known strictly before it.
+-- One row a training example: a label and what was known strictly before it. In any order: the records are ordered
+-- by order_hash when they are written.
 {% if past %}
 WITH past AS (
   -- What lies before each place; an example takes it at its first_place, so events of its own moment stay out.
@@ -36,4 +37,3 @@ JOIN queries_now AS entity ON entity.query_id = label.query_id
 JOIN past ON past.query_id = label.query_id AND past.place = label.first_place
 {% endif %}
 WHERE label.stage = 'example'
-ORDER BY label.query_id, label.place

@@ -36,10 +36,10 @@ class Warehouse(ABC):
 
     @abstractmethod
     def export(self, sql: str, destination: Path, *, row_group_rows: int = 32_768) -> int:
-        """Write the result of a query, in its own order, to one Parquet file, without holding it in memory.
+        """Write the result of a query to one Parquet file, without holding it in memory.
 
         Args:
-            sql: a query whose ORDER BY is total, so that the same data gives the same bytes.
+            sql: a query; where the order of its rows matters, its ORDER BY is total.
             destination: the file; its folder exists.
             row_group_rows: rows in a row group, which readers take as a batch.
 

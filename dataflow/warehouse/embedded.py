@@ -35,7 +35,7 @@ class DuckDBWarehouse(Warehouse):
             ("threads", threads),
             ("temp_directory", str(work / "spill")),
             ("TimeZone", "UTC"),
-            ("preserve_insertion_order", True),
+            ("preserve_insertion_order", False),
             ("enable_progress_bar", False),
         ):
             self._connection.execute(f"SET {name} = {_literal(value)}")

@@ -153,5 +153,6 @@ _RULES = (
         "pass the value in as a literal",
         _of(exp.Rand, exp.Uuid, exp.CurrentTimestamp, exp.CurrentDate, exp.CurrentDatetime, exp.CurrentTime),
     ),
+    _Rule("a NET. or SAFE. function", "use a plain one", _of(exp.NetFunc, exp.SafeFunc)),
     _Rule("a function that has no known translation", "use one that both engines have", _unknown()),
 )

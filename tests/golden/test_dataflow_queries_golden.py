@@ -1,0 +1,518 @@
+"""Golden rows of every query, worked out by hand from one small world; none was produced by running the SQL.
+
+Days are of January 2024. Used events, by entity, as (candidate, day):
+
+    ann  a 1, b 1, c 3, d 3       b stands twice (a duplicate), a again on day 2 (a repeat), x is no candidate
+    bob  b 2, c 2, a 4, g 4       b and c have one position: neither is strictly before the other; so have ann's c, d
+    cat  a 5, d 5, b 6, f 6       new on day 5
+    dan  c 1, b 2, d 3, a 6       held out: md5("dan") = 9180b4da..., 0x9180b4da % 10000 = 1226;
+                                  ann is in bucket 3834, bob in 7420, cat in 1732
+    eve  no event
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dataflow.columns import candidate_features, past_values, query_features, restrict_column, struct
+from dataflow.sql import literal, render
+from dataflow.warehouse import DuckDBWarehouse, Warehouse
+from lockstep.schema import Schema
+
+TIME = pa.timestamp("us", tz="UTC")
+SCHEMA = Schema.model_validate(
+    {
+        "query": {
+            "history": {"type": "id_sequence", "columns": ["history.candidate_id"], "max_length": 2},
+            "prices": {"type": "numeric_sequence", "columns": ["history.price"], "max_length": 2},
+            "country": {"type": "categorical"},
+            "when": {"type": "timestamp", "columns": ["event_time"]},
+        },
+        "candidate": {
+            "track": {"type": "id", "columns": ["candidate_id"]},
+            "words": {"type": "text", "columns": ["colour", "candidate_id"]},
+            "price": {"type": "numeric"},
+        },
+        "restricts": ["colour"],
+    }
+)
+
+
+def day(number: int, hour: int = 0) -> datetime:
+    return datetime(2024, 1, number, hour, tzinfo=UTC)
+
+
+EVENTS = [
+    ("ann", "a", day(1), 0),
+    ("ann", "b", day(1), 1),
+    ("ann", "b", day(1), 1),  # duplicate event
+    ("ann", "a", day(2), 0),  # repeat
+    ("ann", "x", day(2), 1),  # unknown candidate
+    ("ann", "d", day(3), 0),
+    ("ann", "c", day(3), 0),
+    ("bob", "g", day(4), 1),  # the file's order is not the events'
+    ("bob", "a", day(4), 0),
+    ("bob", "c", day(2), 0),
+    ("bob", "b", day(2), 0),
+    ("cat", "a", day(5, 12), 0),
+    ("cat", "d", day(5, 12), 1),
+    ("cat", "b", day(6), 0),
+    ("cat", "f", day(6), 1),
+    ("dan", "c", day(1), 0),
+    ("dan", "b", day(2), 0),
+    ("dan", "d", day(3), 0),
+    ("dan", "a", day(6), 0),
+]
+CANDIDATES = [  # candidate_id, colour, price, row_number
+    ("a", "pink", 9.0, 2),  # a later row of the id: the one below counts
+    ("a", "red", 1.0, 0),
+    ("b", "blue", 2.0, 1),
+    ("c", "green", None, 3),
+    ("d", None, 4.0, 4),
+    ("f", "red", 5.0, 5),
+    ("g", "red", 6.0, 6),
+]
+QUERIES = [("ann", "FR", 2), ("ann", "DE", 1), ("bob", None, 3), ("eve", "IT", 4)]
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
+    work = tmp_path_factory.mktemp("warehouse")
+    tables = {
+        "events": (EVENTS, ("query_id", "candidate_id", "event_time", "position")),
+        "candidates": (CANDIDATES, ("candidate_id", "colour", "price", "row_number")),
+        "queries": (QUERIES, ("query_id", "country", "row_number")),
+    }
+    types = {"event_time": TIME, "position": pa.int64(), "row_number": pa.int64(), "price": pa.float64()}
+    with DuckDBWarehouse(work) as opened:
+        for name, (values, columns) in tables.items():
+            table = pa.table(
+                {
+                    column: pa.array(of, types.get(column, pa.string()))
+                    for column, of in zip(columns, zip(*values, strict=True), strict=True)
+                }
+            )
+            pq.write_table(table, work / f"{name}.parquet")
+            assert opened.load(name, [work / f"{name}.parquet"]) == len(values)
+        assert opened.create("candidates_now", render("candidates_now")) == 6
+        names = {"unknown_candidate": "unknown candidate", "duplicate_event": "duplicate event"}
+        assert opened.create("judged_events", render("judged_events", **names)) == 19
+        assert opened.create("ordered_events", render("ordered_events", buckets=10_000, held_out_buckets=1_500)) == 16
+        assert opened.create("queries_now", render("queries_now", columns=["country"])) == 5
+        assert opened.create("staged_events", render("staged_events", validation_from=day(4), min_history=1)) == 16
+        catalogue = render(
+            "catalogue",
+            validation_from=day(4),
+            test_from=day(5),
+            popular_from=day(2),
+            popular_from_validation=day(3),
+        )
+        assert opened.create("catalogue", catalogue) == 5
+        assert opened.create("training_entities", render("training_entities")) == 1
+        yield opened
+
+
+def rows(warehouse: Warehouse, sql: str) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in warehouse.rows(sql)]
+
+
+def test_the_first_row_of_each_candidate_counts(warehouse: Warehouse) -> None:
+    assert rows(warehouse, "SELECT candidate_id, colour FROM candidates_now ORDER BY candidate_id") == [
+        ("a", "red"),
+        ("b", "blue"),
+        ("c", "green"),
+        ("d", None),
+        ("f", "red"),
+        ("g", "red"),
+    ]
+
+
+def test_query_entities_are_those_of_the_table_and_of_the_events(warehouse: Warehouse) -> None:
+    assert rows(warehouse, "SELECT query_id, country FROM queries_now ORDER BY query_id") == [
+        ("ann", "DE"),  # row 1, not row 2
+        ("bob", None),
+        ("cat", None),
+        ("dan", None),
+        ("eve", "IT"),
+    ]
+
+
+def test_every_event_is_judged(warehouse: Warehouse) -> None:
+    assert rows(warehouse, render("counts", table="judged_events", column="verdict")) == [
+        ("duplicate event", 1),
+        ("repeat", 1),
+        ("unknown candidate", 1),
+        ("used", 16),
+    ]
+    assert rows(warehouse, render("dead_events", verdict="duplicate event")) == [("ann", "b", day(1), 1)]
+    assert rows(warehouse, render("dead_events", verdict="unknown candidate")) == [("ann", "x", day(2), 1)]
+    assert rows(warehouse, render("dead_events", verdict="repeat")) == [("ann", "a", day(2), 0)]
+
+
+def test_events_are_placed_and_ties_share_their_first_place(warehouse: Warehouse) -> None:
+    sql = "SELECT query_id, candidate_id, place, first_place, held_out FROM ordered_events ORDER BY query_id, place"
+    assert rows(warehouse, sql) == [
+        ("ann", "a", 1, 1, False),
+        ("ann", "b", 2, 2, False),
+        ("ann", "c", 3, 3, False),
+        ("ann", "d", 4, 3, False),
+        ("bob", "b", 1, 1, False),
+        ("bob", "c", 2, 1, False),
+        ("bob", "a", 3, 3, False),
+        ("bob", "g", 4, 4, False),
+        ("cat", "a", 1, 1, False),
+        ("cat", "d", 2, 2, False),
+        ("cat", "b", 3, 3, False),
+        ("cat", "f", 4, 4, False),
+        ("dan", "c", 1, 1, True),
+        ("dan", "b", 2, 2, True),
+        ("dan", "d", 3, 3, True),
+        ("dan", "a", 4, 4, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    # Events at or after each moment: day 6: 3, day 5: 5, day 4: 7, day 3: 10, day 2: 13, day 1: 16.
+    ("events", "moment"),
+    [(1, day(6)), (3, day(6)), (4, day(5, 12)), (5, day(5, 12)), (7, day(4)), (8, day(3)), (16, day(1))],
+)
+def test_the_cut_is_the_latest_moment_that_leaves_enough(warehouse: Warehouse, events: int, moment: datetime) -> None:
+    assert rows(warehouse, render("cut", events=events)) == [(moment,)]
+
+
+def test_span_and_events_from_a_moment(warehouse: Warehouse) -> None:
+    assert rows(warehouse, render("span")) == [(16, day(6))]
+    assert rows(warehouse, render("events_from", moment=day(5))) == [(5,)]
+    assert rows(warehouse, render("newest_example")) == [(day(3),)]
+    assert rows(warehouse, render("size", table="queries")) == [(4,)]
+    assert rows(warehouse, render("distinct", table="queries", column="query_id")) == [(3,)]
+
+
+def test_every_ordered_event_has_its_part_in_training(warehouse: Warehouse) -> None:
+    sql = "SELECT query_id, candidate_id, stage FROM staged_events ORDER BY query_id, place"
+    assert rows(warehouse, sql)[:8] == [
+        ("ann", "a", "too little history"),
+        ("ann", "b", "example"),
+        ("ann", "c", "example"),
+        ("ann", "d", "example"),
+        ("bob", "b", "too little history"),
+        ("bob", "c", "too little history"),  # b has the same moment and position: it is not before c
+        ("bob", "a", "not before validation"),
+        ("bob", "g", "not before validation"),
+    ]
+    assert rows(warehouse, render("counts", table="staged_events", column="stage")) == [
+        ("example", 3),
+        ("held out", 4),
+        ("not before validation", 6),
+        ("too little history", 3),
+    ]
+    assert rows(warehouse, "SELECT query_id, examples FROM training_entities") == [("ann", 3)]
+
+
+def test_the_catalogue_counts_what_was_known_when(warehouse: Warehouse) -> None:
+    # f is first seen on day 6, after the test cut. Labels: ann's b, c, d.
+    sql = (
+        "SELECT candidate_id, candidate_index, labels, training_events, events_before_validation, popular_30d,"
+        " popular_30d_validation FROM catalogue ORDER BY candidate_index"
+    )
+    assert rows(warehouse, sql) == [
+        # ann 1 | bob 2 | dan 2 ; popular from day 2 to 5, for validation from day 3 to 4
+        ("b", 0, 1, 2, 3, 2, 0),
+        # ann 3 | bob 2 | dan 1
+        ("c", 1, 1, 2, 3, 2, 1),
+        # ann 3 | dan 3
+        ("d", 2, 1, 1, 2, 2, 2),
+        # ann 1 | bob 4
+        ("a", 3, 0, 1, 1, 1, 0),
+        # bob 4
+        ("g", 4, 0, 0, 0, 1, 0),
+    ]
+    assert rows(warehouse, render("catalogue_rows")) == [
+        ("b", 1, 2, 0, 1 / 3),
+        ("c", 1, 2, 1, 1 / 3),
+        ("d", 1, 2, 2, 1 / 3),
+        ("a", 0, 1, 0, 0.0),
+        ("g", 0, 1, 0, 0.0),
+    ]
+
+
+def training(warehouse: Warehouse, max_history: int) -> list[dict[str, Any]]:
+    candidates, queries = warehouse.schema("candidates_now"), warehouse.schema("queries_now")
+    sql = render(
+        "training_examples",
+        query=struct(query_features(SCHEMA, queries, moment="label.event_time")),
+        candidate=struct(candidate_features(SCHEMA, candidates)),
+        past=past_values(SCHEMA, candidates),
+        max_history=max_history,
+        newest=day(3),
+        seed=1,
+    )
+    return sorted(warehouse.rows(sql), key=lambda row: (row["query_id"], row["candidate_id"]))
+
+
+def test_training_examples_know_only_what_is_strictly_before(warehouse: Warehouse) -> None:
+    found = training(warehouse, 2)
+    assert [(row["query_id"], row["candidate_id"], row["query"]["history"]) for row in found] == [
+        ("ann", "b", ["a"]),
+        ("ann", "c", ["a", "b"]),
+        ("ann", "d", ["a", "b"]),  # c is of the same moment
+    ]
+    assert [row["query"]["prices"] for row in found] == [[1.0], [1.0, 2.0], [1.0, 2.0]]
+    assert [(row["query"]["country"], row["query"]["when"]) for row in found] == [
+        ("DE", day(1)),
+        ("DE", day(3)),
+        ("DE", day(3)),
+    ]
+    assert [row["candidate"] for row in found] == [
+        {"price": 2.0, "track": "b", "words": "blue b"},
+        {"price": None, "track": "c", "words": "green c"},
+        {"price": 4.0, "track": "d", "words": " d"},
+    ]
+    assert [(row["candidate_index"], row["sampling_probability"], row["age_days"]) for row in found] == [
+        (0, 1 / 3, 2.0),
+        (1, 1 / 3, 0.0),
+        (2, 1 / 3, 0.0),
+    ]
+    # printf '1 ann b' | md5sum | cut -c1-15, read as hexadecimal
+    assert [row["order_hash"] for row in found] == [0x892D0192DA2484A, 0x4A6D28AB453C4F8, 0xA3A40B87D9C559B]
+
+
+def test_training_examples_keep_the_last_of_a_long_history(warehouse: Warehouse) -> None:
+    assert [row["query"]["history"] for row in training(warehouse, 1)] == [["a"], ["b"], ["b"]]
+
+
+def judge(warehouse: Warehouse, split: str, *, seed_events: int, max_targets: int = 500, queries: int = 100) -> None:
+    validation = split == "validation"
+    cut = day(4) if validation else day(5)
+    events = render(
+        "evaluation_events",
+        cut=cut,
+        until=day(5) if validation else None,
+        continue_held_out=validation,
+        known_before_validation=validation,
+        seed_events=seed_events,
+        max_targets=max_targets,
+    )
+    warehouse.create(f"{split}_events", events)
+    sql = render("evaluation_judged", events=f"{split}_events", cut=cut, evaluation_queries=queries)
+    warehouse.create(f"{split}_judged", sql)
+
+
+def parts(warehouse: Warehouse, split: str) -> list[tuple[Any, ...]]:
+    return rows(warehouse, f"SELECT query_id, candidate_id, part FROM {split}_events ORDER BY query_id, place")
+
+
+def verdicts(warehouse: Warehouse, split: str) -> list[tuple[Any, ...]]:
+    return rows(warehouse, f"SELECT query_id, event_time, verdict FROM {split}_judged ORDER BY query_id")
+
+
+def test_test_queries_predict_what_comes_after_the_cut(warehouse: Warehouse) -> None:
+    judge(warehouse, "test", seed_events=2)
+    assert [row for row in parts(warehouse, "test") if row[0] in ("cat", "dan")] == [
+        ("cat", "a", "history"),  # new after the cut: two seed events
+        ("cat", "d", "history"),
+        ("cat", "b", "target"),
+        ("cat", "f", "not yet known"),
+        ("dan", "c", "history"),  # known before the cut; that training held it out does not matter here
+        ("dan", "b", "history"),
+        ("dan", "d", "history"),
+        ("dan", "a", "target"),
+    ]
+    assert verdicts(warehouse, "test") == [
+        ("ann", day(5), "no event to predict"),
+        ("bob", day(5), "no event to predict"),
+        ("cat", day(5, 12), "used"),  # the moment of its last seed event
+        ("dan", day(5), "used"),
+    ]
+
+
+def test_new_entities_with_nothing_but_seeds_or_unknown_targets_are_filtered(warehouse: Warehouse) -> None:
+    judge(warehouse, "test", seed_events=3)
+    assert verdicts(warehouse, "test")[2] == ("cat", day(6), "no target known before the cut")
+    judge(warehouse, "test", seed_events=4)
+    assert verdicts(warehouse, "test")[2] == ("cat", day(6), "no event to predict")
+
+
+def test_validation_continues_held_out_entities(warehouse: Warehouse) -> None:
+    judge(warehouse, "validation", seed_events=1)
+    assert parts(warehouse, "validation") == [
+        ("ann", "a", "history"),
+        ("ann", "b", "history"),
+        ("ann", "c", "history"),
+        ("ann", "d", "history"),
+        ("bob", "b", "history"),
+        ("bob", "c", "history"),
+        ("bob", "a", "target"),
+        ("bob", "g", "not yet known"),  # first seen on day 4, by this very event
+        ("dan", "c", "history"),  # held out: one seed event, what follows are targets
+        ("dan", "b", "target"),
+        ("dan", "d", "target"),
+    ]
+    assert verdicts(warehouse, "validation") == [
+        ("ann", day(4), "no event to predict"),
+        ("bob", day(4), "used"),
+        ("dan", day(1), "used"),
+    ]
+
+
+def test_targets_and_queries_have_their_limits(warehouse: Warehouse) -> None:
+    judge(warehouse, "validation", seed_events=1, max_targets=1, queries=1)
+    assert parts(warehouse, "validation")[-2:] == [("dan", "b", "target"), ("dan", "d", "over max_targets")]
+    # By hash: md5("dan") = 9180..., md5("bob") = 9f9d...
+    assert [verdict for _, _, verdict in verdicts(warehouse, "validation")] == [
+        "no event to predict",
+        "over evaluation_queries",
+        "used",
+    ]
+
+
+def test_evaluation_queries_have_features_history_and_targets(warehouse: Warehouse) -> None:
+    judge(warehouse, "test", seed_events=2)
+    candidates, queries = warehouse.schema("candidates_now"), warehouse.schema("queries_now")
+    sql = render(
+        "evaluation_queries",
+        events="test_events",
+        judged="test_judged",
+        query=struct(query_features(SCHEMA, queries, moment="asked.event_time")),
+        past=past_values(SCHEMA, candidates),
+        max_history=2,
+    )
+    assert warehouse.rows(sql) == [
+        {
+            "id": "cat",
+            "features": {"country": None, "history": ["a", "d"], "prices": [1.0, 4.0], "when": day(5, 12)},
+            "history": ["a", "d"],
+            "targets": ["b"],
+        },
+        {
+            "id": "dan",  # features keep the last two; the history, which rankings leave out, is whole
+            "features": {"country": None, "history": ["b", "d"], "prices": [2.0, 4.0], "when": day(5)},
+            "history": ["c", "b", "d"],
+            "targets": ["a"],
+        },
+    ]
+
+
+def test_query_entities_as_they_are_now(warehouse: Warehouse) -> None:
+    candidates, queries = warehouse.schema("candidates_now"), warehouse.schema("queries_now")
+    sql = render(
+        "query_entities",
+        query=struct(query_features(SCHEMA, queries, moment=literal(day(6)))),
+        past={"excluded": "event.candidate_id", **past_values(SCHEMA, candidates)},
+        max_history=2,
+    )
+    found = warehouse.rows(sql)
+    assert [(row["id"], row["history"]) for row in found] == [
+        ("ann", ["c", "d"]),
+        ("bob", ["a", "g"]),
+        ("cat", ["b", "f"]),
+        ("dan", ["d", "a"]),
+        ("eve", None),
+    ]
+    ann = found[0]["features"]
+    assert ann["history"] == ["c", "d"]
+    assert math.isnan(ann["prices"][0])  # c has no price
+    assert ann["prices"][1] == 4.0
+    assert (ann["country"], ann["when"]) == ("DE", day(6))
+
+
+def test_candidates_as_they_are_now(warehouse: Warehouse) -> None:
+    candidates = warehouse.schema("candidates_now")
+    sql = render(
+        "candidate_entities",
+        candidate=struct(candidate_features(SCHEMA, candidates)),
+        display="candidate.colour",
+        restricts={"colour": restrict_column("colour", candidates, "test")},
+        crowding="CAST(NULL AS STRING)",
+    )
+    assert [tuple(row.values())[2:] for row in warehouse.rows(sql)] == [
+        ("red", "red", None),
+        ("blue", "blue", None),
+        ("green", "green", None),
+        ("d", None, None),  # without a name it is shown by its id
+        ("red", "red", None),
+        ("red", "red", None),
+    ]
+
+
+def test_popular_candidates_by_recent_then_all_events(warehouse: Warehouse) -> None:
+    # From day 5 on: a twice, b, d, f once. Ever: a 4, b 4, c 3, d 3, f 1, g 1.
+    found = rows(warehouse, render("popular", popular_from=day(5), restricts={}))
+    assert found == [("a", 2, 4), ("b", 1, 4), ("d", 1, 3), ("f", 1, 1), ("c", 0, 3), ("g", 0, 1)]
+
+
+SOURCE = """(
+  SELECT {value} AS value, catalogue.training_events AS weight
+  FROM candidates_now AS candidate
+  JOIN catalogue ON catalogue.candidate_id = candidate.candidate_id
+  WHERE catalogue.training_events > 0
+)"""
+
+
+def vocabulary(warehouse: Warehouse, value: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    return rows(warehouse, render("vocabulary", source=SOURCE.format(value=value), sequence=False, **parameters))
+
+
+def test_vocabularies_rank_by_what_they_count(warehouse: Warehouse) -> None:
+    # g, which training never saw, is in none of them.
+    assert vocabulary(warehouse, "candidate.candidate_id", counted="events", min_count=1, limit=None) == [
+        ("b", 1, 2),
+        ("c", 1, 2),
+        ("a", 1, 1),
+        ("d", 1, 1),
+    ]
+    assert vocabulary(warehouse, "candidate.candidate_id", counted="events", min_count=2, limit=1) == [("b", 1, 2)]
+    # Each colour has one candidate; blue and green have two events each, red one; d has no colour.
+    assert vocabulary(warehouse, "candidate.colour", counted="entities", min_count=1, limit=None) == [
+        ("blue", 1, 2),
+        ("green", 1, 2),
+        ("red", 1, 1),
+    ]
+
+
+def test_vocabularies_of_lists_count_elements(warehouse: Warehouse) -> None:
+    source = "(SELECT ['y', 'x', 'y'] AS value, 3 AS weight UNION ALL SELECT ['x'], 1)"
+    sql = render("vocabulary", source=source, sequence=True, counted="entities", min_count=1, limit=None)
+    assert rows(warehouse, sql) == [("y", 2, 6), ("x", 2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("log", "mean", "deviation"),
+    [
+        # Prices 1, 2 (weight 2) and 4; c has none: mean 9/4, variance (1.5625 + 2 * 0.0625 + 3.0625) / 4.
+        (False, 2.25, math.sqrt(1.1875)),
+        # ln 2, twice ln 3, ln 5: mean (ln 2 + 2 ln 3 + ln 5) / 4 = ln(90) / 4
+        (
+            True,
+            math.log(90) / 4,
+            math.sqrt(sum(w * (math.log(1 + p) - math.log(90) / 4) ** 2 for p, w in [(1, 1), (2, 2), (4, 1)]) / 4),
+        ),
+    ],
+)
+def test_statistics_are_weighted(warehouse: Warehouse, log: bool, mean: float, deviation: float) -> None:
+    source = SOURCE.format(value="candidate.price")
+    found = rows(warehouse, render("statistics", source=source, sequence=False, log=log))
+    assert found == [(pytest.approx(mean, abs=1e-12), pytest.approx(deviation, abs=1e-12), 3)]
+
+
+def test_statistics_leave_out_what_is_no_finite_number(warehouse: Warehouse) -> None:
+    numbers = ("CAST('NaN' AS FLOAT64)", "CAST('inf' AS FLOAT64)", "CAST(3 AS FLOAT64)")
+    source = "(" + " UNION ALL ".join(f"SELECT {number} AS value, 1 AS weight" for number in numbers) + ")"
+    assert rows(warehouse, render("statistics", source=source, sequence=False, log=False)) == [(3.0, 0.0, 1)]
+    empty = "(SELECT CAST(NULL AS FLOAT64) AS value, 1 AS weight)"
+    assert rows(warehouse, render("statistics", source=empty, sequence=False, log=False)) == []
+
+
+def test_every_query_has_golden_rows() -> None:
+    here = Path(__file__).read_text(encoding="utf-8")
+    queries = {path.stem for path in (Path(__file__).parents[2] / "dataflow" / "queries").glob("*.sql")}
+    assert len(queries) > 20
+    assert {query for query in queries - {"_past"} if f'"{query}"' not in here} == set()

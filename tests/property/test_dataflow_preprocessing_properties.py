@@ -1,0 +1,130 @@
+"""Preprocessing takes anything, and a row's encoding depends on nothing but the row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dataflow.encoded import Learned, Statistics
+from dataflow.examples import encode_rows
+from dataflow.preprocessing import save_preprocessing
+from lockstep.features import features_type, tower_inputs
+from lockstep.schema import Schema
+
+FEATURES: dict[str, Any] = {
+    "id": {"type": "id"},
+    "lookup": {"type": "categorical"},
+    "hashed": {"type": "categorical", "encoding": "hash", "size": 5},
+    "text": {"type": "text", "max_tokens": 5, "ngrams": 3},
+    "number": {"type": "numeric", "log": True},
+    "moment": {"type": "timestamp"},
+    "vector": {"type": "vector", "size": 3},
+    "ids": {"type": "id_sequence", "max_length": 3, "columns": ["ids"]},
+    "texts": {"type": "text_sequence", "max_length": 3, "max_tokens": 2, "columns": ["texts"]},
+    "numbers": {"type": "numeric_sequence", "max_length": 3, "columns": ["numbers"], "log": True},
+}
+SCHEMA = Schema.model_validate({"query": FEATURES, "candidate": {"id": {"type": "id"}}})
+IDS = ["a", "é\n", "\\", "\r", "tab\t", "日本", "\x00", " "]
+LEARNED = Learned(
+    {
+        "query_id": IDS,
+        "query_lookup": ["x"],
+        "query_text": ["a", "b", "a b", "é"],
+        "query_ids": IDS,
+        "query_texts": ["a", "b"],
+        "candidate_id": ["a"],
+    },
+    {("query", "number"): Statistics(1.0, 3.0), ("query", "numbers"): Statistics(0.5, 0.1)},
+)
+
+texts = st.one_of(st.none(), st.text(max_size=30), st.sampled_from([*IDS, "a b", "A, b! é", "a" * 10_001]))
+numbers = st.one_of(st.none(), st.floats(width=32))
+moments = st.one_of(st.none(), st.integers(-(2**62), 2**62 - 1))
+row = st.fixed_dictionaries(
+    {
+        "id": texts,
+        "lookup": texts,
+        "hashed": texts,
+        "text": texts,
+        "number": numbers,
+        "moment": moments,
+        "vector": st.one_of(st.none(), st.lists(st.floats(width=32), max_size=5)),
+        "ids": st.one_of(st.none(), st.lists(texts, max_size=5)),
+        "texts": st.one_of(st.none(), st.lists(texts, max_size=5)),
+        "numbers": st.one_of(st.none(), st.lists(numbers, max_size=5)),
+    }
+)
+SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def signature(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made = tmp_path_factory.mktemp("preprocessing")
+    save_preprocessing(made, SCHEMA, LEARNED)
+    module = tf.saved_model.load(str(made / "query"))
+    # A signature does not keep its module alive, nor the module's tables.
+    found = module.signatures["serving_default"]
+    found.owner = module
+    return found
+
+
+def struct(rows: list[dict[str, Any]]) -> pa.StructArray:
+    kinds = features_type(SCHEMA, "query")
+    columns = [
+        pa.array([r[field.name] for r in rows], pa.int64()).cast(field.type)
+        if field.name == "moment"
+        else pa.array([r[field.name] for r in rows], field.type)
+        for field in kinds
+    ]
+    return pa.StructArray.from_arrays(columns, fields=list(kinds))
+
+
+@SETTINGS
+@given(st.lists(row, min_size=2, max_size=5))
+def test_a_batch_encodes_as_its_rows_do_bit_for_bit(signature: Any, rows: list[dict[str, Any]]) -> None:
+    together = encode_rows(signature, SCHEMA, "query", struct(rows))
+    for number, one in enumerate(rows):
+        alone = encode_rows(signature, SCHEMA, "query", struct([one]))
+        for name, values in together.items():
+            assert values[number].tobytes() == alone[name][0].tobytes(), (name, one[name])
+
+
+@SETTINGS
+@given(st.lists(row, min_size=1, max_size=4))
+def test_whatever_goes_in_what_comes_out_is_within_its_description(signature: Any, rows: list[dict[str, Any]]) -> None:
+    sizes = {"id": len(IDS) + 2, "lookup": 3, "hashed": 6, "text": 6, "ids": len(IDS) + 2, "texts": 4}
+    encoded = encode_rows(signature, SCHEMA, "query", struct(rows))
+    for name, values in encoded.items():
+        if name in sizes:
+            assert values.min() >= 0
+            assert values.max() < sizes[name]
+        else:
+            assert np.isfinite(values).all()
+
+
+@SETTINGS
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
+def test_bytes_that_are_no_text_are_taken_too(signature: Any, values: list[bytes]) -> None:
+    inputs = tower_inputs(SCHEMA, "query", struct([dict.fromkeys(FEATURES)] * len(values)))
+    for name in ("id", "lookup", "hashed", "text"):
+        inputs[name] = np.array(values, object)
+    outputs = signature(**{name: tf.constant(array) for name, array in inputs.items()})
+    known = {entry.encode(): number + 2 for number, entry in enumerate(IDS)}
+    assert outputs["id"].numpy()[:, 0].tolist() == [0 if v == b"" else known.get(v, 1) for v in values]
+
+
+@settings(SETTINGS, max_examples=8)
+@given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=20, unique=True))
+def test_every_id_of_a_vocabulary_is_found_again(tmp_path_factory: pytest.TempPathFactory, ids: list[str]) -> None:
+    schema = Schema.model_validate({"query": {"x": {"type": "id"}}, "candidate": {"id": {"type": "id"}}})
+    made = tmp_path_factory.mktemp("vocabulary")
+    save_preprocessing(made, schema, Learned({"query_x": ids, "candidate_id": []}, {}))
+    module = tf.saved_model.load(str(made / "query"))
+    found = module.signatures["serving_default"](x=tf.constant([i.encode() for i in ids]))["x"]
+    assert found.numpy()[:, 0].tolist() == list(range(2, len(ids) + 2))
