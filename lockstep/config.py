@@ -61,7 +61,7 @@ class EventsTable(Section):
     candidate: str
     timestamp: str
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = "auto"
-    """The unit of an integer timestamp; `auto` for timestamp columns, ISO 8601 text, and integers of an obvious unit."""
+    """The unit of an integer timestamp; `auto` for timestamp columns, ISO 8601 text and obvious integers."""
     position: str | None = None
     """Orders events of one moment; the file's order where there is none."""
 

@@ -233,4 +233,3 @@ def _example(ids: dict[str, list[int]], floats: dict[str, list[float]], index: i
     feature |= {name: tf.train.Feature(float_list=tf.train.FloatList(value=values)) for name, values in floats.items()}
     feature["candidate_index"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[index]))
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
-
