@@ -1,4 +1,7 @@
 -- Every event with what becomes of it: nothing is dropped here, so that all rows can be counted.
+--   copies      tells identical rows apart: one of them counts
+--   occurrence  1 for every row of the first time that an entity took a candidate; a rank, for identical rows must
+--               share it, or each could be discarded in favour of the other
 WITH numbered AS (
   SELECT
     event.query_id,
@@ -10,7 +13,7 @@ WITH numbered AS (
       PARTITION BY event.query_id, event.candidate_id, event.event_time, event.position
       ORDER BY event.candidate_id
     ) AS copies,
-    ROW_NUMBER() OVER (
+    RANK() OVER (
       PARTITION BY event.query_id, event.candidate_id
       ORDER BY event.event_time, event.position
     ) AS occurrence

@@ -516,3 +516,18 @@ def test_every_query_has_golden_rows() -> None:
     queries = {path.stem for path in (Path(__file__).parents[2] / "dataflow" / "queries").glob("*.sql")}
     assert len(queries) > 20
     assert {query for query in queries - {"_past"} if f'"{query}"' not in here} == set()
+
+
+def test_of_identical_rows_exactly_one_counts(tmp_path: Path) -> None:
+    """Two windows break ties each in their own way: both copies of a row were once discarded for the other's sake."""
+    pairs = [(f"q{number}", "a", day(1), 0) for number in range(300)] * 2
+    columns = dict(zip(("query_id", "candidate_id", "event_time", "position"), zip(*pairs, strict=True), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "events.parquet")
+    pq.write_table(pa.table({"candidate_id": ["a"]}), tmp_path / "candidates.parquet")
+    with DuckDBWarehouse(tmp_path) as opened:
+        opened.load("events", [tmp_path / "events.parquet"])
+        opened.load("candidates_now", [tmp_path / "candidates.parquet"])
+        names = {"unknown_candidate": "unknown candidate", "duplicate_event": "duplicate event"}
+        opened.create("judged_events", render("judged_events", **names))
+        counts = rows(opened, render("counts", table="judged_events", column="verdict"))
+    assert counts == [("duplicate event", 300), ("used", 300)]

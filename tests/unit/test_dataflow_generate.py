@@ -1,0 +1,572 @@
+"""The whole data step on a small world, checked against plain Python that knows only the raw rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from dataflow.columns import candidate_features, past_values, query_features, struct
+from dataflow.dead_letters import DeadLetters
+from dataflow.generate import run
+from dataflow.interactions import prepare_events
+from dataflow.sources import read_source
+from dataflow.split import split_bucket
+from dataflow.sql import render
+from dataflow.warehouse import DuckDBWarehouse
+from lockstep.config import DataSection
+from lockstep.errors import DataError, SchemaError, TooManyBadRowsError
+from lockstep.features import features_type
+from lockstep.schema import Schema
+from lockstep.tags import Kind, open_artifact
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+CUTS = {"validation_from": START + timedelta(days=60), "test_from": START + timedelta(days=80)}
+MAX_HISTORY = 4
+SCHEMA: dict[str, Any] = {
+    "query": {
+        "who": {"type": "id", "columns": ["query_id"]},
+        "history": {
+            "type": "id_sequence",
+            "columns": ["history.candidate_id"],
+            "max_length": MAX_HISTORY,
+            "shares": "track",
+        },
+        "past_titles": {"type": "text_sequence", "columns": ["history.title"], "max_length": 2, "shares": "title"},
+        "past_prices": {"type": "numeric_sequence", "columns": ["history.price"], "max_length": 3},
+        "country": {"type": "categorical"},
+        "bio": {"type": "text", "columns": ["country", "age"]},
+        "age": {"type": "numeric"},
+        "when": {"type": "timestamp", "columns": ["event_time"]},
+    },
+    "candidate": {
+        "track": {"type": "id", "columns": ["candidate_id"]},
+        "title": {"type": "text", "min_count": 1},
+        "price": {"type": "numeric", "log": True},
+        "kind": {"type": "categorical", "encoding": "hash", "size": 3},
+        "released": {"type": "timestamp"},
+        "image": {"type": "vector", "size": 2},
+        "tags": {"type": "id_sequence", "max_length": 3},
+        "ratings": {"type": "numeric_sequence", "max_length": 2},
+    },
+    "display": "title",
+    "restricts": ["kind", "tags"],
+    "crowding": "kind",
+}
+EVERY_TYPE = {
+    *("id", "categorical", "text", "numeric", "timestamp", "vector"),
+    *("id_sequence", "text_sequence", "numeric_sequence"),
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """Raw rows, and what plain Python makes of them."""
+
+    folder: Path
+    events: list[tuple[str | None, str | None, datetime, int]]
+    candidates: dict[str, dict[str, Any]]
+
+    @property
+    def used(self) -> dict[str, list[tuple[datetime, int, str]]]:
+        """By entity, (time, position, candidate) of the first time that it took each known candidate, in order."""
+        first: dict[tuple[str, str], tuple[datetime, int]] = {}
+        for query, candidate, time, position in self.events:
+            if query and candidate in self.candidates:
+                key = (query, candidate)
+                first[key] = min(first.get(key, (time, position)), (time, position))
+        ordered: dict[str, list[tuple[datetime, int, str]]] = {}
+        for (query, candidate), (time, position) in first.items():
+            ordered.setdefault(query, []).append((time, position, candidate))
+        return {query: sorted(events) for query, events in ordered.items()}
+
+
+def make_world(folder: Path, seed: int = 7) -> World:
+    rng = random.Random(seed)
+    candidates = {
+        f"c{number:02d}": {
+            "title": rng.choice(["red car", "blue Car!", "old house", "", None]),
+            "price": rng.choice([None, 1.0, 10.0, 99.5]),
+            "kind": rng.choice(["x", "y", None]),
+            "released": rng.choice([None, START - timedelta(days=number)]),
+            "image": rng.choice([None, [0.5, float(number)]]),
+            "tags": rng.choice([None, [], ["t1"], ["t2", "t1"]]),
+            "ratings": rng.choice([None, [4.0, 5.0, 3.0], [1.0]]),
+        }
+        for number in range(30)
+    }
+    names = sorted(candidates)
+    events: list[tuple[str | None, str | None, datetime, int]] = []
+    for entity in range(60):
+        # A fifth of the entities are new near the end; moments and positions often tie.
+        begin = 75 if entity % 5 == 0 else rng.randrange(30)
+        for _ in range(rng.randrange(3, 15)):
+            moment = START + timedelta(days=rng.randrange(begin, 100), hours=rng.randrange(2))
+            events.append((f"e{entity:02d}", rng.choice(names), moment, rng.randrange(2)))
+    events += [events[3], events[3], events[10]]  # duplicates
+    events += [("e01", "nothing", START, 0), ("e02", "nothing", START, 1)]  # unknown candidates
+    events += [(None, "c00", START, 0), ("e03", "", START, 0)]  # for the source to refuse
+    rng.shuffle(events)
+    queries = [(f"e{n:02d}", rng.choice(["DE", "UK", None]), rng.choice([None, 20, 40])) for n in range(1, 62)]
+    queries.append(("e05", "later row", 99))
+    write(folder / "events.parquet", ["user", "thing", "at", "pos"], events, {"at": pa.timestamp("us", "UTC")})
+    write(folder / "users.parquet", ["id", "country", "age"], queries, {"age": pa.int64()})
+    columns = ["id", *candidates["c00"]]
+    kinds = {
+        "price": pa.float64(),
+        "released": pa.timestamp("us", "UTC"),
+        "image": pa.list_(pa.float64()),
+        "tags": pa.list_(pa.string()),
+        "ratings": pa.list_(pa.float64()),
+    }
+    write(folder / "things.parquet", columns, [(name, *row.values()) for name, row in candidates.items()], kinds)
+    return World(folder, events, candidates)
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[tuple[Any, ...]], kinds: dict[str, pa.DataType]) -> None:
+    values = zip(*rows, strict=True)
+    arrays = {name: pa.array(of, kinds.get(name)) for name, of in zip(columns, values, strict=True)}
+    pq.write_table(pa.table(arrays), path)
+
+
+def section(folder: Path, **changes: Any) -> DataSection:
+    tables = {
+        "events": {
+            "file": "events.parquet",
+            "query": "user",
+            "candidate": "thing",
+            "timestamp": "at",
+            "position": "pos",
+        },
+        "candidates": {"file": "things.parquet", "id": "id"},
+        "queries": {"file": "users.parquet", "id": "id"},
+    }
+    values = {
+        "source": "tables",
+        "path": str(folder),
+        "tables": tables,
+        "bad_rows_max_share": 0.1,
+        "holdout_share": 0.1,
+        "seed_events": 2,
+        "shards": 3,
+        "warehouse_memory": "1GB",
+        **CUTS,
+    }
+    return DataSection.model_validate(values | changes)
+
+
+def generate(out: Path, data: DataSection, schema: dict[str, Any] | None = None) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    outputs = {name: out / name for name in ("examples", "preprocessing", "entities")}
+    run(**outputs, run_id="run-1", data=data, schema=Schema.model_validate(schema or SCHEMA))
+    return out
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def made(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate(tmp_path_factory.mktemp("made"), section(world.folder))
+
+
+@pytest.fixture(scope="module")
+def report(made: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((made / "examples" / "report.json").read_text())
+    return loaded
+
+
+def records(made: Path) -> list[dict[str, Any]]:
+    declared = json.loads((made / "examples" / "features.json").read_bytes())
+    parsing = {
+        f"{tower}/{feature['name']}": tf.io.FixedLenFeature([feature["length"]], feature["dtype"])
+        for tower in declared
+        for feature in declared[tower]
+    }
+    parsing["candidate_index"] = tf.io.FixedLenFeature([1], tf.int64)
+    parsing["sampling_probability"] = parsing["age_days"] = tf.io.FixedLenFeature([1], tf.float32)
+    files = sorted(str(path) for path in (made / "examples" / "train").iterdir())
+    found = []
+    for record in tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator():
+        found.append({k: v.numpy().tolist() for k, v in tf.io.parse_single_example(record, parsing).items()})
+    return found
+
+
+def vocabulary(made: Path, table: str) -> list[str]:
+    text = (made / "preprocessing" / "vocabulary" / f"{table}.txt").read_text(encoding="utf-8")
+    return ["<missing>", "<unknown>", *text.split("\n")[:-1]]
+
+
+def decoded(made: Path) -> list[tuple[str, str, list[str]]]:
+    """(entity, label, history) of every record, from ids back to names."""
+    who, track = vocabulary(made, "query_who"), vocabulary(made, "candidate_track")
+    catalogue = pq.read_table(made / "examples" / "catalogue.parquet").column("id").to_pylist()
+    return [
+        (
+            who[record["query/who"][0]],
+            catalogue[record["candidate_index"][0]],
+            [track[number] for number in record["query/history"] if number],
+        )
+        for record in records(made)
+    ]
+
+
+def leaks(world: World, rows: Iterable[tuple[str, str, list[str]]]) -> list[tuple[str, str, str]]:
+    """Every (entity, label, past candidate) whose past candidate is not strictly before the label."""
+    found = []
+    for entity, label, history in rows:
+        taken = {candidate: (time, position) for time, position, candidate in world.used[entity]}
+        found += [(entity, label, past) for past in history if past == label or taken[past] >= taken[label]]
+    return found
+
+
+def held_out(entity: str) -> bool:
+    return split_bucket(entity) < 1_000
+
+
+def expected_examples(world: World) -> list[tuple[str, str, list[str]]]:
+    rows = []
+    for entity, events in world.used.items():
+        for time, position, label in events:
+            before = [candidate for t, p, candidate in events if (t, p) < (time, position)]
+            if before and time < CUTS["validation_from"] and not held_out(entity):
+                rows.append((entity, label, before[-MAX_HISTORY:]))
+    return sorted(rows)
+
+
+def test_the_world_is_worth_testing(world: World) -> None:
+    used = world.used
+    ties = sum(n - 1 for events in used.values() for n in Counter((t, p) for t, p, _ in events).values())
+    assert ties > 5
+    assert len(expected_examples(world)) > 80
+    assert sum(held_out(entity) for entity in used) >= 2
+    assert {feature["type"] for tower in ("query", "candidate") for feature in SCHEMA[tower].values()} == EVERY_TYPE
+
+
+def test_training_records_are_exactly_those_that_plain_python_derives(world: World, made: Path) -> None:
+    assert sorted(decoded(made)) == expected_examples(world)
+
+
+def test_no_label_is_in_its_own_history_and_history_is_strictly_before(world: World, made: Path) -> None:
+    assert leaks(world, decoded(made)) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("AND 1 PRECEDING", "AND CURRENT ROW"),  # the label itself
+        ("AND 1 PRECEDING", "AND 1 FOLLOWING"),  # the future
+        ("past.place = label.first_place", "past.place = label.place"),  # what happened at the same moment
+        ("ORDER BY event.place", "ORDER BY -event.place"),
+    ],
+)
+def test_the_leak_check_finds_a_leak(world: World, tmp_path: Path, right: str, wrong: str) -> None:
+    schema = Schema.model_validate(SCHEMA)
+    data = section(world.folder)
+    with DeadLetters(tmp_path / "dead.jsonl") as letters, DuckDBWarehouse(tmp_path, threads=1) as warehouse:
+        read_source(data, tmp_path / "source", letters)
+        prepare_events(warehouse, tmp_path / "source", data, letters, tmp_path)
+        start = {"popular_from": START, "popular_from_validation": START}
+        warehouse.create(
+            "staged_events", render("staged_events", validation_from=CUTS["validation_from"], min_history=1)
+        )
+        warehouse.create("catalogue", render("catalogue", **CUTS, **start))
+        candidates, queries = warehouse.schema("candidates_now"), warehouse.schema("queries_now")
+        sql = render(
+            "training_examples",
+            query=struct(query_features(schema, queries, moment="label.event_time")),
+            candidate=struct(candidate_features(schema, candidates)),
+            past=past_values(schema, candidates),
+            max_history=MAX_HISTORY,
+            newest=START,
+            seed=1,
+        )
+
+        def rows(text: str) -> list[tuple[str, str, list[str]]]:
+            return [(r["query_id"], r["candidate_id"], r["query"]["history"] or []) for r in warehouse.rows(text)]
+
+        assert leaks(world, rows(sql)) == []
+        assert right in sql
+        assert leaks(world, rows(sql.replace(right, wrong))) != []
+
+
+def test_records_hold_exact_numbers(world: World, made: Path) -> None:
+    examples = expected_examples(world)
+    labels = Counter(label for _, label, _ in examples)
+    times = {(entity, c): time for entity, events in world.used.items() for time, _, c in events}
+    newest = max(times[entity, label] for entity, label, _ in examples)
+    training = Counter(
+        candidate
+        for entity, events in world.used.items()
+        for time, _, candidate in events
+        if time < CUTS["validation_from"] and not held_out(entity)
+    )
+    priced = {c: np.log1p(row["price"]) for c, row in world.candidates.items() if row["price"] is not None}
+    prices = [value for c, value in priced.items() for _ in range(training[c])]
+    track = vocabulary(made, "candidate_track")
+    assert track[2:] == [c for c, _ in sorted(training.items(), key=lambda item: (-item[1], item[0]))]
+    who = vocabulary(made, "query_who")
+    for record in records(made):
+        label, entity = track[record["candidate/track"][0]], who[record["query/who"][0]]
+        assert record["sampling_probability"] == [pytest.approx(labels[label] / len(examples))]
+        assert record["age_days"] == [pytest.approx((newest - times[entity, label]) / timedelta(days=1))]
+        price = (priced[label] - np.mean(prices)) / np.std(prices) if label in priced else 0.0
+        assert record["candidate/price"] == [pytest.approx(price, abs=1e-5), float(label not in priced)]
+        image = world.candidates[label]["image"]
+        assert record["candidate/image"] == (image or [0.0, 0.0])
+        hour = times[entity, label].hour
+        assert record["query/when"][:2] == pytest.approx([np.sin(hour * np.pi / 12), np.cos(hour * np.pi / 12)])
+
+
+def test_serving_makes_the_ids_of_training(world: World, made: Path) -> None:
+    """The evaluation path (Arrow features through the saved signature) and the records agree on candidates."""
+    from dataflow.examples import encode_rows
+
+    schema = Schema.model_validate(SCHEMA)
+    table = pq.read_table(made / "entities" / "candidates")
+    module = tf.saved_model.load(str(made / "preprocessing" / "candidate"))
+    features = table.column("features").combine_chunks()
+    encoded = encode_rows(module.signatures["serving_default"], schema, "candidate", features)
+    row = {entity: number for number, entity in enumerate(table.column("id").to_pylist())}
+    catalogue = pq.read_table(made / "examples" / "catalogue.parquet").column("id").to_pylist()
+    for record in records(made):
+        number = row[catalogue[record["candidate_index"][0]]]
+        for name, values in encoded.items():
+            assert record[f"candidate/{name}"] == values[number].tolist(), name
+
+
+def test_the_catalogue_is_what_was_known_before_the_test_cut(world: World, made: Path) -> None:
+    rows = pq.read_table(made / "examples" / "catalogue.parquet").to_pylist()
+    before = [
+        (time, candidate) for events in world.used.values() for time, _, candidate in events if time < CUTS["test_from"]
+    ]
+    assert {row["id"] for row in rows} == {candidate for _, candidate in before}
+    month = timedelta(days=30)
+    for row in rows:
+        times = [time for time, candidate in before if candidate == row["id"]]
+        assert row["popular_30d"] == sum(time >= CUTS["test_from"] - month for time in times)
+        cut = CUTS["validation_from"]
+        assert row["popular_30d_validation"] == sum(cut - month <= time < cut for time in times)
+    assert [row["count"] for row in rows] == sorted((row["count"] for row in rows), reverse=True)
+    assert sum(row["probability"] for row in rows) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_evaluation_queries_are_those_that_plain_python_derives(world: World, made: Path, split: str) -> None:
+    cut = CUTS[f"{split}_from"]
+    end = CUTS["test_from"] if split == "validation" else START + timedelta(days=1_000)
+    known = {c for events in world.used.values() for time, _, c in events if time < cut}
+    expected = {}
+    for entity, events in world.used.items():
+        visible = [event for event in events if event[0] < end]
+        before = [candidate for time, _, candidate in visible if time < cut]
+        later = [candidate for time, _, candidate in visible if time >= cut]
+        if not before or (split == "validation" and held_out(entity)):
+            ordered = [candidate for _, _, candidate in visible]
+            before, later = ordered[:2], ordered[2:]
+        targets = [candidate for candidate in later if candidate in known]
+        if targets:
+            expected[entity] = (before, targets)
+    table = pq.read_table(made / "examples" / split)
+    assert table.schema.field("features").type == features_type(Schema.model_validate(SCHEMA), "query")
+    rows = table.to_pylist()
+    assert {row["id"]: (row["history"], row["targets"]) for row in rows} == expected
+    assert all(row["features"]["history"] == row["history"][-MAX_HISTORY:] for row in rows)
+    assert len(expected) > 3
+
+
+def test_entities_are_everything_as_it_is_now(world: World, made: Path) -> None:
+    schema = Schema.model_validate(SCHEMA)
+    candidates = pq.read_table(made / "entities" / "candidates")
+    assert candidates.schema.field("features").type == features_type(schema, "candidate")
+    rows = {row["id"]: row for row in candidates.to_pylist()}
+    assert sorted(rows) == sorted(world.candidates)
+    for name, row in world.candidates.items():
+        assert rows[name]["display"] == (row["title"] if row["title"] is not None else name)
+        assert rows[name]["crowding_tag"] == row["kind"]
+        restricts = {restrict["namespace"]: restrict["allow"] for restrict in rows[name]["restricts"]}
+        expected = {"kind": [row["kind"]] if row["kind"] else [], "tags": row["tags"] or []}
+        assert restricts == {namespace: tokens for namespace, tokens in expected.items() if tokens}
+    queries = {row["id"]: row for row in pq.read_table(made / "entities" / "queries").to_pylist()}
+    assert set(queries) == {f"e{number:02d}" for number in range(62)}  # e00 has events only, e60 and e61 none
+    newest = max(time for events in world.used.values() for time, _, _ in events)
+    for name, row in queries.items():
+        assert row["history"] == [c for _, _, c in world.used.get(name, [])][-MAX_HISTORY:]
+        assert row["features"]["when"] == newest
+    popular = pq.read_table(made / "entities" / "popular.parquet").to_pylist()
+    counts = Counter(c for events in world.used.values() for t, _, c in events if t > newest - timedelta(days=30))
+    assert {row["id"]: row["count"] for row in popular if row["count"]} == dict(counts)
+    assert [row["count"] for row in popular] == sorted((row["count"] for row in popular), reverse=True)
+
+
+def test_no_row_vanishes(world: World, made: Path, report: dict[str, Any]) -> None:
+    for stage in report["stages"]:
+        out = stage["used"] + sum(stage["dead_lettered"].values()) + sum(stage["filtered"].values())
+        assert stage["rows_in"] == out, stage["name"]
+    stages = {stage["name"]: stage for stage in report["stages"]}
+    used = sum(len(events) for events in world.used.values())
+    events = stages["events"]
+    assert events["rows_in"] == len(world.events) - 2
+    assert events["dead_lettered"] == {"unknown candidate": 2, "duplicate event": duplicates(world)}
+    assert events["used"] == used
+    assert events["filtered"] == {"repeat": len(world.events) - 2 - 2 - duplicates(world) - used}
+    assert stages["training"]["rows_in"] == used
+    assert stages["training"]["used"] == stages["training records"]["used"] == len(expected_examples(world))
+    assert stages["query entities"]["filtered"] == {"later row of an id": 1}
+    letters = [json.loads(line) for line in (made / "examples" / "dead_letters.jsonl").read_text().splitlines()]
+    assert Counter(letter["reason"] for letter in letters) == {
+        "empty id": 2,
+        "unknown candidate": 2,
+        "duplicate event": duplicates(world),
+    }
+    assert {letter["row"]["candidate_id"] for letter in letters if letter["reason"] == "unknown candidate"} == {
+        "nothing"
+    }
+
+
+def duplicates(world: World) -> int:
+    good = [event for event in world.events if event[0] and event[1] in world.candidates]
+    return len(good) - len(set(good))
+
+
+def test_the_artifacts_are_tagged_and_nothing_else_is_left(made: Path) -> None:
+    schema = Schema.model_validate(SCHEMA)
+    examples = open_artifact(made / "examples", Kind.EXAMPLES).tag
+    preprocessing = open_artifact(made / "preprocessing", Kind.PREPROCESSING).tag
+    entities = open_artifact(made / "entities", Kind.ENTITIES).tag
+    assert {tag.schema for tag in (examples, preprocessing, entities)} == {schema.digest}
+    assert {tag.run for tag in (examples, preprocessing, entities)} == {"run-1"}
+    assert examples.rows == len(records(made))
+    assert entities.rows == 30 + 62
+    assert preprocessing.rows == sum(
+        len(path.read_bytes().splitlines()) for path in (made / "preprocessing" / "vocabulary").iterdir()
+    )
+    assert examples.inputs == {"preprocessing": preprocessing.digest}
+    assert sorted(path.name for path in made.iterdir()) == ["entities", "examples", "preprocessing"]
+    assert sorted(name for name in examples.files if name.startswith("train/")) == [
+        f"train/part-0000{shard}-of-00003.tfrecord.gz" for shard in range(3)
+    ]
+
+
+def test_a_second_run_writes_the_same_bytes(world: World, made: Path, tmp_path: Path) -> None:
+    again = generate(tmp_path, section(world.folder))
+    for name in ("train/part-00000-of-00003.tfrecord.gz", "train/part-00002-of-00003.tfrecord.gz", "report.json"):
+        assert digest(again / "examples" / name) == digest(made / "examples" / name), name
+    for name in ("examples/catalogue.parquet", "examples/test", "entities/candidates", "entities/queries"):
+        # As text, in which NaN equals itself.
+        assert str(pq.read_table(again / name).to_pylist()) == str(pq.read_table(made / name).to_pylist()), name
+    for path in (made / "preprocessing" / "vocabulary").iterdir():
+        assert digest(again / "preprocessing" / "vocabulary" / path.name) == digest(path)
+
+
+def test_another_seed_changes_the_order_only(world: World, made: Path, tmp_path: Path) -> None:
+    other = generate(tmp_path, section(world.folder, seed=2, shards=1))
+    first, second = decoded(made), decoded(other)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert len(list((other / "examples" / "train").iterdir())) == 1
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fails(world: World, out: Path, error: type[Exception], match: str, schema: Any = None, **changes: Any) -> None:
+    with pytest.raises(error, match=match):
+        generate(out, section(world.folder, **changes), schema)
+    assert not list(out.glob("*/tag.json"))
+    assert not list(out.glob(".*"))
+
+
+def test_too_many_bad_rows_stop_the_step_and_leave_the_dead_letters(world: World, tmp_path: Path) -> None:
+    fails(world, tmp_path, TooManyBadRowsError, "bad_rows_max_share", bad_rows_max_share=0.001)
+    assert (tmp_path / "examples" / "dead_letters.jsonl").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"test_from": START + timedelta(days=500)}, r"no event is at or after \[data\] test_from"),
+        ({"validation_from": START + timedelta(days=90)}, "is after test_from"),
+        ({"validation_from": START - timedelta(days=1)}, "no training example is left"),
+        ({"min_history": 1_000}, "lower .* min_history"),
+        (
+            {"validation_from": CUTS["test_from"], "holdout_share": 0.0},
+            r"the validation split is empty.*validation_from",
+        ),
+    ],
+)
+def test_an_empty_split_says_what_to_change(world: World, tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+    fails(world, tmp_path, DataError, match, **changes)
+
+
+def test_a_test_split_without_targets_says_what_to_change(world: World, tmp_path: Path) -> None:
+    events = [("u1", "c01", 1), ("u1", "c02", 2), ("u1", "c03", 30), ("u2", "c03", 1), ("new", "c01", 50)]
+    rows = [(user, thing, START + timedelta(days=day), 0) for user, thing, day in events]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "events.parquet", ["user", "thing", "at", "pos"], rows, {"at": pa.timestamp("us", "UTC")})
+    for name in ("users.parquet", "things.parquet"):
+        (folder / name).symlink_to(world.folder / name)
+    days = {"validation_from": START + timedelta(days=20), "test_from": START + timedelta(days=40)}
+    data = section(folder, holdout_share=0.0, **days)
+    with pytest.raises(DataError, match=r"the test split is empty.*'no event to predict': 3.*test_from"):
+        generate(tmp_path / "out", data)
+
+
+@pytest.mark.parametrize(
+    ("tower", "feature", "match"),
+    [
+        ("candidate", {"type": "numeric", "columns": ["absent"]}, r"there is no column 'absent'; the table has \["),
+        ("candidate", {"type": "numeric", "columns": ["title"]}, "numeric cannot be made from column 'title'"),
+        ("candidate", {"type": "vector", "size": 2, "columns": ["tags"]}, "needs a list of numbers"),
+        ("candidate", {"type": "id", "columns": ["image"]}, "id cannot be made from column 'image'"),
+        ("query", {"type": "timestamp", "columns": ["age"]}, "timestamp cannot be made from column 'age'"),
+        ("query", {"type": "text", "columns": ["event_time"]}, "use type = 'timestamp'"),
+        ("query", {"type": "id_sequence", "columns": ["history.absent"]}, "there is no column 'absent'"),
+    ],
+)
+def test_a_feature_that_its_column_cannot_give_is_refused(
+    world: World, tmp_path: Path, tower: str, feature: dict[str, Any], match: str
+) -> None:
+    schema = {**SCHEMA, tower: {**SCHEMA[tower], "extra": feature}}
+    fails(world, tmp_path, SchemaError, rf"\[schema\.{tower}\.extra\].*{match}", schema=schema)
+
+
+def test_the_smallest_schema_and_shares_by_quantile(world: World, tmp_path: Path) -> None:
+    """No history, no vocabulary but one, a crashed attempt's remains in the way."""
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "tag.json").write_text("{}")
+    (tmp_path / ".examples.work").mkdir()
+    schema = {
+        "query": {"country": {"type": "categorical"}},
+        "candidate": {"track": {"type": "id", "columns": ["candidate_id"]}},
+    }
+    data = section(world.folder, validation_from=None, test_from=None, min_history=0, test_share=0.2)
+    made = generate(tmp_path, data, schema)
+    events = sorted(time for of in world.used.values() for time, _, _ in of)
+    cuts = json.loads((made / "examples" / "report.json").read_text())["cuts"]
+    # The latest moment that leaves a fifth of the events at or after it; likewise a fifth and a twentieth.
+    for key, share in (("test_from", 0.2), ("validation_from", 0.25)):
+        cut = datetime.fromisoformat(cuts[key])
+        wanted = round(len(events) * share)
+        assert sum(time >= cut for time in events) >= wanted
+        assert sum(time > cut for time in events) < wanted + 5
+    validation = datetime.fromisoformat(cuts["validation_from"])
+    expected = sum(time < validation for entity, of in world.used.items() if not held_out(entity) for time, _, _ in of)
+    assert len(records(made)) == expected
+    assert pq.read_table(made / "entities" / "queries").column("history").to_pylist() == [[]] * 62
