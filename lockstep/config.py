@@ -215,14 +215,6 @@ class GateSection(Section):
     """Ceiling of the median search time of the index."""
 
 
-class ServeSection(Section):
-    """[serve]: answering."""
-
-    k: int = Field(10, ge=1, le=10_000)
-    fallback_size: int = Field(1_000, ge=1)
-    """Candidates kept in each popularity list."""
-
-
 class Config(BaseModel):
     """The whole file."""
 
@@ -238,7 +230,6 @@ class Config(BaseModel):
     index: IndexSection = IndexSection()
     kv: KVSection = KVSection()
     gate: GateSection = GateSection()
-    serve: ServeSection = ServeSection()
 
 
 def load_config(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:

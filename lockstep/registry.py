@@ -49,7 +49,7 @@ class Release:
     Args:
         parts: role -> artifact; roles are the artifacts' kinds.
         kv: backend and namespace of the query embeddings, e.g. {"backend": "embedded", "namespace": "v7"}.
-        data_window: first and last event and the cuts between the splits, ISO 8601.
+        data_window: the cuts between the splits and the moment of the newest event, ISO 8601.
         metrics: the evaluation's figures.
         gate: the verdict's checks.
     """

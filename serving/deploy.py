@@ -134,7 +134,7 @@ def _release(
             for kind, artifact in artifacts.items()
         },
         kv={"backend": receipt["backend"], "namespace": receipt["namespace"]},
-        data_window=_read_json(examples).get("window", {}) if examples.exists() else {},
+        data_window=_read_json(examples).get("cuts", {}) if examples.exists() else {},
         metrics={split: report[split] for split in ("test", "validation") if split in report},
         gate=dict(verdict),
         # Of the gate, not of now: a retried deployment must write the same bytes.
