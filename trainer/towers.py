@@ -104,13 +104,16 @@ class TowerNetwork(tf.keras.Model):
         Returns:
             [batch, embedding_dim] float32, each row of unit length.
         """
-        outputs = [
-            self.blocks[f.name](inputs[f.name]) if f.name in self.blocks else inputs[f.name] for f in self.features
-        ]
+        outputs = [self._block(feature.name, inputs[feature.name]) for feature in self.features]
         hidden = self.dropouts[0](tf.concat(outputs, axis=1), training=training)
         for dense, dropout in zip(self.hidden, self.dropouts[1:], strict=True):
             hidden = dropout(dense(hidden), training=training)
         return tf.math.l2_normalize(self.projection(hidden), axis=1)
+
+    def _block(self, name: str, values: tf.Tensor) -> tf.Tensor:
+        if name in self.blocks:
+            return self.blocks[name](values)
+        return tf.clip_by_value(values, -_LARGEST, _LARGEST)
 
 
 def build_towers(features: EncodedFeatures, model: ModelSection, seed: int) -> tuple[TowerNetwork, TowerNetwork]:
