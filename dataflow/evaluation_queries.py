@@ -30,24 +30,8 @@ def write_evaluation(
     Returns:
         The account of the split's entities and of its events.
     """
-    validation = split == "validation"
-    cut = cuts.validation_from if validation else cuts.test_from
     events, judged = f"{split}_events", f"{split}_judged"
-    warehouse.create(
-        events,
-        render(
-            "evaluation_events",
-            cut=cut,
-            until=cuts.test_from if validation else None,
-            continue_held_out=validation,
-            known_before_validation=validation,
-            seed_events=data.seed_events,
-            max_targets=data.max_targets,
-        ),
-    )
-    entities = warehouse.create(
-        judged, render("evaluation_judged", events=events, cut=cut, evaluation_queries=data.evaluation_queries)
-    )
+    entities = _judge(warehouse, data, cuts, split)
     past = past_values(schema, warehouse.schema("candidates_now"))
     query = struct(query_features(schema, warehouse.schema("queries_now"), moment="asked.event_time"))
     sql = render(
@@ -64,3 +48,23 @@ def write_evaluation(
         Stage(f"{split} queries", entities, used, filtered=dropped).check(),
         Stage(f"{split} events", kept + sum(parts.values()), kept, filtered=parts).check(),
     )
+
+
+def _judge(warehouse: Warehouse, data: DataSection, cuts: Cuts, split: str) -> int:
+    """Create <split>_events and <split>_judged, and return the number of entities in the latter."""
+    validation = split == "validation"
+    cut = cuts.validation_from if validation else cuts.test_from
+    parts = render(
+        "evaluation_events",
+        cut=cut,
+        until=cuts.test_from if validation else None,
+        continue_held_out=validation,
+        known_before_validation=validation,
+        seed_events=data.seed_events,
+        max_targets=data.max_targets,
+    )
+    warehouse.create(f"{split}_events", parts)
+    verdicts = render(
+        "evaluation_judged", events=f"{split}_events", cut=cut, evaluation_queries=data.evaluation_queries
+    )
+    return warehouse.create(f"{split}_judged", verdicts)

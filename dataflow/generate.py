@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -42,7 +41,7 @@ from dataflow.sources import SourceCounts, read_source
 from dataflow.split import POPULAR_DAYS, Cuts, find_cuts
 from dataflow.sql import render
 from dataflow.stages import Stage
-from dataflow.warehouse import DuckDBWarehouse, Warehouse
+from dataflow.warehouse import Warehouse, open_warehouse
 from lockstep.config import DataSection
 from lockstep.errors import DataError
 from lockstep.schema import Schema
@@ -117,7 +116,7 @@ class _Job:
             counts = read_source(self.data, work / "source", dead_letters)
             self.stages.append(_source_stage(counts))
         dead_letters.check_share(self.data, counts.rows_in)
-        with DuckDBWarehouse(work, memory=self.data.warehouse_memory, threads=os.cpu_count() or 1) as warehouse:
+        with open_warehouse(self.data, work) as warehouse:
             with _timed("ordering events"):
                 self.stages += prepare_events(warehouse, work / "source", self.data, dead_letters, work)
                 dead_letters.check_share(self.data, max(counts.rows_in, 1))
