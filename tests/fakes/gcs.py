@@ -78,9 +78,7 @@ def serve_gcs() -> Iterator[tuple[FakeGcs, str]]:
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             parts = url.path.removeprefix("/download").split("/")
             bucket, name = parts[4], unquote("/".join(parts[6:]))
-            if len(parts) == 5:
-                self.reply_json({"name": bucket})
-            elif not name:
+            if not name:
                 self.list(bucket, query)
             elif (bucket, name) not in fake.objects:
                 self.reply_json({"error": {"code": 404, "message": "No such object"}}, 404)

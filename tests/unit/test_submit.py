@@ -11,7 +11,6 @@ from lockstep.config import Config, load_config
 from lockstep.errors import SubmissionError
 from pipelines.cli import main
 from pipelines.submit import submit_to_kfp, submit_to_vertex
-from tests.fakes.gcs import serve_gcs
 from tests.fakes.json_api import serve_json
 
 DEMO = Path(__file__).parent.parent.parent / "configs" / "demo.toml"
@@ -64,9 +63,15 @@ def test_vertex_gets_the_graph_and_the_runs_parameters(monkeypatch: pytest.Monke
     from google.auth.credentials import AnonymousCredentials
 
     name = "projects/p/locations/us-central1/pipelineJobs/train-and-deploy-1"
-    routes = {("POST", r"/pipelineJobs"): (200, {"name": name, "state": "PIPELINE_STATE_PENDING"})}
-    with serve_json(routes) as api, serve_gcs() as (_, gcs):
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs)
+    routes = {
+        ("POST", r"/pipelineJobs"): (200, {"name": name, "state": "PIPELINE_STATE_PENDING"}),
+        # The bucket does not exist yet, so the client creates it; of one that does it asks the owner, in another API.
+        ("POST", r"/storage/v1/b\?"): (200, {"name": "bucket"}),
+        ("GET", r"/storage/v1/b/bucket/iam"): (200, {"bindings": []}),
+        ("PUT", r"/storage/v1/b/bucket/iam"): (200, {"bindings": []}),
+    }
+    with serve_json(routes) as api:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", api.address)
         aiplatform.init(
             project="p",
             location="us-central1",
