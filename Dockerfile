@@ -9,7 +9,7 @@ WORKDIR /lockstep
 
 RUN pip install --no-cache-dir uv==0.13.9
 COPY requirements.lock ./
-RUN uv pip sync --system --no-cache requirements.lock
+RUN uv pip sync --system --no-cache --compile-bytecode requirements.lock
 COPY setup.py pyproject.toml README.md LICENSE ./
 COPY lockstep lockstep
 COPY dataflow dataflow

@@ -15,12 +15,18 @@ install: $(VENV)/.installed ## Install the pinned dependencies and Lockstep into
 $(VENV)/.installed: requirements.lock setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 demo: install ## Train, embed, index, deploy and query on generated data, offline
-	$(BIN)/lockstep demo
+	$(BIN)/lockstep run --config configs/demo.toml
+	@echo; echo '# a known playlist, by its embedding in the store'
+	$(BIN)/lockstep query --entity playlist-7 -k 5 --new-only
+	@echo; echo '# the same, within one genre'
+	$(BIN)/lockstep query --entity playlist-7 -k 5 --new-only --restrict genre=jazz
+	@echo; echo '# a playlist that nobody has seen, by its title (words of jazz): embedded now'
+	$(BIN)/lockstep query --features '{"title": "smoke velvet lounge"}' -k 5
 
 test: install ## Run every test
 	$(BIN)/pytest
