@@ -24,7 +24,7 @@ from typing import TextIO
 
 from components.envelope import PROGRESS
 from lockstep.config import Config
-from lockstep.errors import ConfigError, LockstepError
+from lockstep.errors import ConfigError, LockstepError, StorageError
 from lockstep.storage import write_atomically
 from pipelines.compile import parameters
 
@@ -70,7 +70,10 @@ def run_pipeline(config: Config, run: str, say: Callable[[str], None] = print) -
 
     root = str(Path(root).expanduser().resolve())
     folder = Path(root) / "runs" / run
-    (folder / "logs").mkdir(parents=True)
+    try:
+        (folder / "logs").mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(f"cannot write below {root}: {error.strerror}; choose another root with --root") from error
     say(f"run {run}; everything goes to {root}")
     arguments = parameters(_absolute(config))
     write_atomically(folder / "config.json", json.dumps(arguments, indent=1, sort_keys=True).encode())

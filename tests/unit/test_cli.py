@@ -50,6 +50,7 @@ def test_help_lists_every_command() -> None:
         (["run", "--config", "nope.toml"], "Error: there is no configuration file nope.toml: the examples are in"),
         (["run"], "Error: Missing option '--config'"),
         (["run", "--config", DEMO, "--root", "gs://b/p"], "`lockstep run` needs a local folder; for the cloud"),
+        (["run", "--config", DEMO, "--root", "/proc/x"], "Error: cannot write below /proc/x: No such file or directory"),
         (["query"], "Error: give --entity ID, --features JSON, or both."),
         (["query", "--entity", "a", "-k", "0"], "0 is not in the range 1<=x<=10000"),
         (["submit", "--config", DEMO, "--to", "kfp"], "Error: --to kfp needs --host"),
