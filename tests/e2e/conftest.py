@@ -17,16 +17,18 @@ import pytest
 TINY = Path(__file__).parent / "tiny.toml"
 
 
-def start_run(root: Path) -> subprocess.Popen[str]:
+def start_run(root: Path, config: Path = TINY, data: Path | None = None) -> subprocess.Popen[str]:
     """`lockstep run` in a process group of its own, so that all of it can be killed."""
-    command = [sys.executable, "-m", "pipelines.cli", "run", "--config", str(TINY), "--root", str(root)]
+    command = [sys.executable, "-m", "pipelines.cli", "run", "--config", str(config), "--root", str(root)]
+    command += [] if data is None else ["--data", str(data)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=280)
+def finish(process: subprocess.Popen[str], timeout_s: float = 280) -> str:
+    """Wait for a run to end well; what it printed."""
+    output, _ = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, output
     return output
 
