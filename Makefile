@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 
-.PHONY: help install demo test test-data test-fast lint format typecheck check compile lock clean
+.PHONY: help install demo test test-slow test-fast lint format typecheck check compile lock clean
 
 help: ## List every target
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -31,11 +31,11 @@ demo: install ## Train, embed, index, deploy and query on generated data, offlin
 test: install ## Run every test
 	$(BIN)/pytest
 
-test-data: install ## Run the pipelines on real data, a quarter of an hour in all
-	$(BIN)/pytest -m real_data tests/e2e
+test-slow: install ## Run what takes minutes: real data, and a run killed in each step
+	$(BIN)/pytest -m slow tests/e2e
 
 test-fast: install ## Run the tests that run no whole pipeline
-	$(BIN)/pytest -m "not e2e and not real_data"
+	$(BIN)/pytest -m "not e2e and not slow"
 
 lint: install ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

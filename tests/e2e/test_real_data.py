@@ -1,4 +1,4 @@
-"""Must show 2: whole pipelines on real data, minutes each; `make test-data` runs them, `make test` does not.
+"""Must show 2: whole pipelines on real data, minutes each; `make test-slow` runs them, `make test` does not.
 
 Skipped with a reason where the data is not there; LOCKSTEP_DATA names the folder that holds it.
 """
@@ -18,7 +18,7 @@ from tests.unit.sources_harness import real_data
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
-pytestmark = [pytest.mark.real_data, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 @pytest.mark.parametrize(
