@@ -51,7 +51,7 @@ def lmdb(directory: Path, ids: list[str], vectors: np.ndarray, wanted: list[str]
 
     def write() -> None:
         for version in VERSIONS:
-            load = store.begin(ModelVersion(version), 1, DIM, "")
+            load = store.begin(ModelVersion(version), 1, DIM, "", "tower")
             for first in range(0, len(ids), BATCH):
                 rows = VersionedEmbeddings(vectors[first : first + BATCH], ModelVersion(version))
                 load.put_many(ids[first : first + BATCH], rows)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 import components
+from components.console import SentencesGroup, debug_option
 from lockstep.config import load_config
-from lockstep.errors import LockstepError
 
 _PLAIN = {str: click.STRING, int: click.INT}
 
@@ -25,10 +25,10 @@ _PLAIN = {str: click.STRING, int: click.INT}
 def names() -> list[str]:
     """Every component, by its file's name."""
     modules = (module.name for module in pkgutil.iter_modules(components.__path__))
-    return [name for name in modules if name not in ("__main__", "envelope")]
+    return [name for name in modules if name not in ("__main__", "console", "envelope")]
 
 
-class _Components(click.Group):
+class _Components(SentencesGroup):
     """Imports a component, and with it KFP, only when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -55,7 +55,7 @@ def _command(name: str) -> click.Command:
     described = _descriptions(function)
     options: list[click.Parameter] = []
     sections: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in _parameters(function).values():
         flag = f"--{parameter.name.replace('_', '-')}"
         help_text = described.get(parameter.name)
         if parameter.annotation is dict:
@@ -77,7 +77,10 @@ def _command(name: str) -> click.Command:
             )
         )
 
+    outputs = [name for name, parameter in _parameters(function).items() if _is_output(parameter)]
+
     def run(**values: Any) -> None:
+        _check_folders(values, outputs)
         config = values.pop("config", None)
         if config is not None:
             loaded = load_config(config)
@@ -88,6 +91,27 @@ def _command(name: str) -> click.Command:
             click.echo(result)
 
     return click.Command(name, params=options, callback=run, help=function.__doc__.split("Args:")[0].strip())
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
+def _is_output(parameter: inspect.Parameter) -> bool:
+    from kfp.dsl.types.type_annotations import OutputAnnotation
+
+    return any(kind is OutputAnnotation for kind in getattr(parameter.annotation, "__metadata__", ()))
+
+
+def _check_folders(values: Mapping[str, Any], outputs: list[str]) -> None:
+    """Refuse to write into, above or below what is read: the output's folder is emptied first."""
+    folders = {name: value.expanduser().resolve() for name, value in values.items() if isinstance(value, Path)}
+    for output in outputs:
+        for name, folder in folders.items():
+            if name != output and (folder.is_relative_to(folders[output]) or folders[output].is_relative_to(folder)):
+                raise click.UsageError(
+                    f"--{output.replace('_', '-')} and --{name.replace('_', '-')} overlap: give each its own folder."
+                )
 
 
 def _descriptions(function: Any) -> dict[str, str]:
@@ -105,13 +129,11 @@ def _artifact(folder: Path) -> Any:
     return Artifact(name=path.name, uri=str(path))
 
 
-@click.command(cls=_Components)
-def main() -> None:
+@click.group(cls=_Components)
+@debug_option
+def main(debug: bool) -> None:
     """Run one step of the pipeline alone, on artifacts that lie in folders."""
 
 
 if __name__ == "__main__":
-    try:
-        main(prog_name="python -m components", standalone_mode=True)
-    except LockstepError as error:
-        sys.exit(f"Error: {error}")
+    main(prog_name="python -m components")

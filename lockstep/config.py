@@ -35,9 +35,9 @@ SectionType = TypeVar("SectionType", bound=Section)
 class RunSection(Section):
     """[run]: where everything is written."""
 
-    root: str = "lockstep-root"
+    root: str = Field("lockstep-root", min_length=1)
     """The local folder or gs:// prefix; `--root` overrides it."""
-    image: str = "lockstep-retrieval"
+    image: str = Field("lockstep-retrieval", min_length=1)
     """The container image of every component, where the pipeline runs in containers."""
 
 
@@ -96,9 +96,11 @@ class DataSection(Section):
     synthetic: SyntheticSource = SyntheticSource()
     tables: TablesSource | None = None
     warehouse: Literal["duckdb"] = "duckdb"
-    warehouse_memory: str = "4GB"
+    warehouse_memory: str = Field("4GB", pattern=r"^\d+(\.\d+)? ?(KB|MB|GB|TB|KiB|MiB|GiB|TiB)$")
     """What the embedded warehouse may hold in memory; beyond it spills to disk."""
-    runner: str = "DirectRunner"
+    runner: Literal["DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner", "PrismRunner"] = (
+        "DirectRunner"
+    )
     """The Beam runner of the examples step."""
     bad_rows_max_share: float = Field(0.01, ge=0, le=1)
     validation_from: datetime | None = None
@@ -249,7 +251,8 @@ def load_config(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = 
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is no readable TOML file: {error}") from error
     for section, values in (overrides or {}).items():
-        raw[section] = {**raw.get(section, {}), **values}
+        if isinstance(raw.get(section, {}), dict):  # what is no table is refused below
+            raw[section] = {**raw.get(section, {}), **values}
     return _validate(Config, raw, str(path))
 
 

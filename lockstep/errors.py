@@ -111,10 +111,10 @@ class EmbeddingError(ArtifactError):
 class CorruptArtifactError(ArtifactError):
     """The bytes on disk are not the bytes that the tag was written for."""
 
-    def __init__(self, path: object, found: str, expected: str) -> None:
+    def __init__(self, path: object, found: str, expected: str, remedy: str | None = None) -> None:
         super().__init__(
-            f"{path} is corrupt: found {found}, its tag says {expected}; "
-            "rerun the step that writes it, or restore the folder from a backup"
+            f"{path} is corrupt: found {found}, expected {expected}; "
+            + (remedy or "rerun the step that writes it, or restore the folder from a backup")
         )
 
 

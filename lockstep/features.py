@@ -125,7 +125,7 @@ def _json_value(name: str, feature: Feature, value: Any) -> Any:
         return None
     if feature.is_sequence or feature.type == "vector":
         if not isinstance(value, list):
-            raise RequestError(f"feature {name!r} is a {feature.type}: expected a list, found {value!r}")
+            raise RequestError(f"feature {name!r} is of type {feature.type}: expected a list, found {value!r}")
         if feature.type == "vector" and len(value) != feature.size:
             raise RequestError(f"feature {name!r} is a vector of {feature.size} floats, found {len(value)}")
         return [_json_scalar(name, feature, element) for element in value]
@@ -141,6 +141,8 @@ def _json_scalar(name: str, feature: Feature, value: Any) -> Any:
         return _moment(name, value)
     if not isinstance(value, str):
         raise RequestError(f"feature {name!r} is {feature.type}: expected a string, found {value!r}")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise RequestError(f"feature {name!r}: {value!r} is no Unicode text")
     return value
 
 

@@ -30,6 +30,11 @@ SERVING = "registry/serving.json"
 MAX_TRANSITIONS = 500
 """Transitions that serving.json remembers; older ones are dropped so that the file stays small."""
 _ATTEMPTS = 100
+_REMEDIES = {
+    "releases": "restore it from a backup, or publish another release",
+    "serving": "restore it from a backup; or remove it and make a release live again: "
+    "python -m components publish_release --release vN.M ...",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Release:
 
     Args:
         parts: role -> artifact; roles are the artifacts' kinds.
-        kv: backend and namespace of the query embeddings, e.g. {"backend": "embedded", "namespace": "v7"}.
+        kv: backend and namespace of the query embeddings, and the digest of the tower that made them.
         data_window: the cuts between the splits and the moment of the newest event, ISO 8601.
         metrics: the evaluation's figures.
         gate: the verdict's checks.
@@ -126,6 +131,7 @@ class Registry:
         The number is taken by creating its file, which succeeds for one caller only; the others move on to
         the next number. Nothing ever removes the file, so a number is never used twice.
         """
+        self.serving()  # a run whose end cannot be published should not begin
         record = {"format": FORMAT, "run": run, "by": by, "at": _iso(now)}
         number = max(self.versions(), default=0) + 1
         while True:
@@ -167,7 +173,14 @@ class Registry:
         found = self.storage.read(path)
         if found is None:
             raise ReleaseError(f"there is no release {release_id} in {self.storage.root}: see `lockstep releases`")
-        return _release_from_dict(_unseal(found[0], self.storage.uri(path)), self.storage.uri(path))
+        release = _release_from_dict(
+            _unseal(found[0], self.storage.uri(path), _REMEDIES["releases"]), self.storage.uri(path)
+        )
+        if release.id != release_id:
+            raise CorruptArtifactError(
+                self.storage.uri(path), f"the manifest of {release.id}", str(release_id), _REMEDIES["releases"]
+            )
+        return release
 
     def releases(self) -> list[ReleaseId]:
         """Every registered release, ascending."""
@@ -181,7 +194,7 @@ class Registry:
             return Serving()
         data, generation = found
         uri = self.storage.uri(SERVING)
-        raw = _unseal(data, uri)
+        raw = _unseal(data, uri, _REMEDIES["serving"])
         try:
             return Serving(
                 live=ReleaseId.parse(raw["live"]) if raw["live"] else None,
@@ -296,18 +309,18 @@ def _seal(contents: dict[str, Any]) -> bytes:
     return json.dumps({**contents, "seal": seal}, sort_keys=True, indent=1).encode() + b"\n"
 
 
-def _unseal(data: bytes, uri: str) -> dict[str, Any]:
+def _unseal(data: bytes, uri: str, remedy: str) -> dict[str, Any]:
     try:
         contents: dict[str, Any] = json.loads(data)
         seal = contents.pop("seal")
         found = contents.get("format")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptArtifactError(uri, f"no sealed JSON ({error})", "a sealed JSON object") from error
+        raise CorruptArtifactError(uri, f"no sealed JSON ({error})", "a sealed JSON object", remedy) from error
     digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
     if digest != seal:
-        raise CorruptArtifactError(uri, f"contents with seal {digest[:12]}", f"seal {str(seal)[:12]}")
+        raise CorruptArtifactError(uri, f"contents with seal {digest[:12]}", f"seal {str(seal)[:12]}", remedy)
     if found != FORMAT:
-        raise CorruptArtifactError(uri, f"format {found}", f"format {FORMAT} of this lockstep")
+        raise CorruptArtifactError(uri, f"format {found}", f"format {FORMAT} of this lockstep", remedy)
     return contents
 
 

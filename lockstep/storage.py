@@ -139,7 +139,10 @@ class GcsStorage(Storage):
                 raise StorageError(
                     f"{root} needs the Google Cloud client: pip install 'lockstep-retrieval[gcp]'"
                 ) from error
-            client = storage.Client()
+            try:
+                client = storage.Client()
+            except Exception as error:  # google.auth raises its own kind, which is not imported where it is not needed
+                raise StorageError(f"cannot open {root}: {' '.join(str(error).split())}") from error
         self._client = client
         self._bucket = client.bucket(bucket)
 
@@ -222,11 +225,26 @@ def write_atomically(path: Path, data: bytes) -> None:
     _sync_directory(path.parent)
 
 
+UNFINISHED = ".unfinished"
+"""Marks a folder that `fresh_directory` made and whose artifact has no tag yet."""
+
+
 def fresh_directory(path: Path) -> Path:
-    """An empty folder at this path; what a crashed attempt left there is removed."""
+    """An empty folder at this path; what an earlier attempt left there is removed, what somebody else put there is not.
+
+    Raises:
+        StorageError: the folder holds something that is neither an artifact nor an unfinished one.
+    """
     if path.exists():
+        ours = path.is_dir() and any((path / name).exists() for name in (UNFINISHED, "tag.json"))
+        if not ours and (not path.is_dir() or any(path.iterdir())):
+            raise StorageError(f"{path} is to be written, but it holds something else: name an empty or new folder")
         shutil.rmtree(path)
-    path.mkdir(parents=True)
+    try:
+        path.mkdir(parents=True)
+        (path / UNFINISHED).touch()
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}; name another folder") from error
     return path
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from lockstep import __version__
 from lockstep.errors import CorruptArtifactError, IncompleteArtifactError, VersionMismatchError, WrongKindError
-from lockstep.storage import write_atomically
+from lockstep.storage import UNFINISHED, write_atomically
 from lockstep.version import ModelVersion
 
 TAG_FILE = "tag.json"
@@ -113,6 +113,25 @@ class Artifact:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    def read(self, name: str) -> bytes:
+        """One small file, compared with the tag as it is read; for readers that do not need the rest.
+
+        Raises:
+            CorruptArtifactError: it is missing, or not what was written.
+        """
+        path = self.path / name
+        record = self.tag.files.get(name)
+        if record is None:
+            raise CorruptArtifactError(self.path, f"no {name}", "one")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CorruptArtifactError(path, str(error.strerror), f"{record.bytes} bytes") from error
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != record.digest:
+            raise CorruptArtifactError(path, f"sha256 {digest[:12]}", f"sha256 {record.digest[:12]}")
+        return data
+
 
 def write_tag(
     directory: Path,
@@ -135,6 +154,7 @@ def write_tag(
         inputs: the tags of the artifacts that this one was made from, by role.
         now: the moment of writing; the clock's by default.
     """
+    (directory / UNFINISHED).unlink(missing_ok=True)
     files = {}
     for path in _files(directory):
         with path.open("rb") as file:
@@ -161,9 +181,9 @@ def read_tag(directory: Path) -> Tag:
     path = directory / TAG_FILE
     try:
         data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        what = "it has no tag.json" if directory.exists() else "there is no such folder"
-        raise IncompleteArtifactError(directory, what) from error
+    except OSError as error:
+        what = "it has no readable tag.json" if path.exists() else "it has no tag.json"
+        raise IncompleteArtifactError(directory, what if directory.exists() else "there is no such folder") from error
     return Tag.from_json(data, path)
 
 

@@ -10,35 +10,12 @@ from typing import Any
 
 import click
 
+from components.console import SentencesGroup, debug_option
 from lockstep import __version__
-from lockstep.errors import LockstepError
 
 
-class _Lockstep(click.Group):
-    """Ends every error that a user can cause in one sentence; `--debug` shows the traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except LockstepError as error:
-            if ctx.params["debug"]:
-                raise
-            raise click.ClickException(str(error)) from error
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
-            raise
-        except KeyboardInterrupt:
-            raise click.Abort from None
-        except Exception as error:
-            if ctx.params["debug"]:
-                raise
-            raise click.ClickException(
-                f"unexpected {type(error).__name__}: {error}; this is a bug of Lockstep: "
-                "run again as `lockstep --debug ...` and report the traceback"
-            ) from error
-
-
-@click.group(cls=_Lockstep, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.group(cls=SentencesGroup, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@debug_option
 @click.version_option(__version__, prog_name="lockstep")
 def main(debug: bool) -> None:
     """Candidate retrieval in which only equal model versions ever meet."""
@@ -97,6 +74,8 @@ def run(config: Any) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default="build/train_and_deploy.yaml", show_default=True)
 def compile_(config: Any, output: Path) -> None:
     """Compile the pipeline to YAML, for the KFP or Vertex AI console."""
+    if output.suffix not in (".yaml", ".yml") or output.is_dir():
+        raise click.UsageError(f"--output is {output}: name a .yaml file.")
     from pipelines.compile import compile_pipeline
 
     click.echo(f"wrote {compile_pipeline(config, output)}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lockstep.errors import LockstepError, ReleaseError, RequestError
 from lockstep.registry import Registry, Release
+from lockstep.schema import Schema
 from lockstep.storage import Storage, open_root
 from lockstep.tags import Artifact, Kind, open_artifact
 from lockstep.version import ReleaseId
@@ -38,21 +40,22 @@ def answer_query(
     if registry.serving().live is None:
         raise ReleaseError(f"nothing is published in {storage.root}: `lockstep run --config FILE` publishes a release")
     given = None if features is None else _object(features)
-    excluded = set(exclude) | (_history(storage, registry, entity, given) if new_only else set())
-    request = Request(entity, given, k, _restricts(restricts), frozenset(excluded))
+    seen, reasons = _history(storage, registry, entity, given) if new_only else (set(), [])
+    request = Request(entity, given, k, _restricts(restricts), frozenset(set(exclude) | seen))
     retriever = Retriever(storage)
     try:
         answer = retriever.answer(request)
     finally:
         retriever.close()
-    titles = _titles(storage, registry, answer)
+    titles, untitled = _titles(storage, registry, answer)
+    answer = replace(answer, reasons=(*answer.reasons, *reasons, *untitled))
     return _as_json(answer, titles) if as_json else _as_text(registry, answer, titles)
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(
             f'--features is no JSON ({error}): give an object such as \'{{"title": "road trip"}}\''
         ) from error
@@ -71,35 +74,35 @@ def _restricts(pairs: Iterable[str]) -> dict[str, set[str]]:
     return found
 
 
-def _history(storage: Storage, registry: Registry, entity: str | None, features: dict[str, Any] | None) -> set[str]:
-    """The candidates that the query has seen: those of the entity, and those that the features name."""
-    live = registry.serving().live
-    assert live is not None, "checked by the caller"
-    release = registry.release(live)
-    entities = _entities(storage, release)
-    seen: set[str] = set()
-    if entity is not None:
-        for history in _lookup(entities / "queries", "history", [entity]).values():
-            seen.update(history or [])
-    if features is not None:
-        from lockstep.schema import Schema
+def _history(
+    storage: Storage, registry: Registry, entity: str | None, features: dict[str, Any] | None
+) -> tuple[set[str], list[str]]:
+    """The candidates that the query has seen, from the newest release that can tell; and why others could not."""
+    reasons = []
+    for release_id in registry.serving().plan():
+        try:
+            entities = _entities(storage, registry.release(release_id))
+            schema = Schema.from_json(entities.read("schema.json"))
+            known = [] if entity is None else [*_lookup(entities / "queries", "history", [entity]).values()]
+        except (LockstepError, OSError, ValueError) as error:
+            reasons.append(f"{release_id}: the query's history is not known from it ({error})")
+            continue
+        names = [name for name, feature in schema.query.items() if feature.columns == ("history.candidate_id",)]
+        known += [value for name in names if isinstance(value := (features or {}).get(name), list)]
+        return {candidate for history in known for candidate in history or [] if isinstance(candidate, str)}, reasons
+    return set(), reasons
 
-        schema = Schema.from_json((entities / "schema.json").read_bytes())
-        for name, feature in schema.query.items():
-            if feature.columns == ("history.candidate_id",):
-                seen.update(value for value in features.get(name) or [] if isinstance(value, str))
-    return seen
 
-
-def _titles(storage: Storage, registry: Registry, answer: Answer) -> dict[str, str]:
-    """What a person calls the candidates; an answer without titles is still an answer."""
+def _titles(storage: Storage, registry: Registry, answer: Answer) -> tuple[dict[str, str], list[str]]:
+    """What a person calls the candidates; an answer without titles is still an answer, and says why."""
     if answer.release is None or not answer.candidates:
-        return {}
+        return {}, []
     try:
         entities = _entities(storage, registry.release(ReleaseId.parse(answer.release)))
-    except LockstepError:
-        return {}
-    return _lookup(entities / "candidates", "display", [candidate for candidate, _ in answer.candidates])
+        ids = [candidate for candidate, _ in answer.candidates]
+        return _lookup(entities / "candidates", "display", ids), []
+    except (LockstepError, OSError, ValueError) as error:
+        return {}, [f"{answer.release}: titles cannot be shown ({error})"]
 
 
 def _entities(storage: Storage, release: Release) -> Artifact:

@@ -53,7 +53,7 @@ def run(*, root: str, release_id: ReleaseId, run_id: str, parts: Mapping[str, st
     """
     storage = open_root(root)
     artifacts = {kind: _open(kind, parts, release_id) for kind in PARTS}
-    verdict = _read_json(artifacts[Kind.VERDICT] / "verdict.json")
+    verdict = _read_json(artifacts[Kind.VERDICT], "verdict.json")
     _check_verdict(release_id, artifacts, verdict)
     release = _release(storage, release_id, run_id, artifacts, verdict)
     _LOG.info("opening %s as serving does", release_id)
@@ -89,7 +89,8 @@ def _open(kind: Kind, parts: Mapping[str, str | Path], release_id: ReleaseId) ->
         path = Path(parts[kind])
     except KeyError:
         raise ReleaseError(f"release {release_id} needs {kind}: got {sorted(parts)}") from None
-    # Content was verified by the gate, and what serving reads is verified again when it is opened as serving does.
+    # The gate verified the contents; what serving reads is verified again when it is opened, and what is read here as
+    # it is read.
     return open_artifact(
         path,
         kind,
@@ -122,9 +123,8 @@ def _check_verdict(release_id: ReleaseId, artifacts: Mapping[Kind, Artifact], ve
 def _release(
     storage: Storage, release_id: ReleaseId, run_id: str, artifacts: Mapping[Kind, Artifact], verdict: Mapping[str, Any]
 ) -> Release:
-    receipt = _read_json(artifacts[Kind.KV_LOAD] / "kv.json")
-    report = _read_json(artifacts[Kind.EVALUATION] / "report.json")
-    examples = artifacts[Kind.EXAMPLES] / "report.json"
+    receipt = _read_json(artifacts[Kind.KV_LOAD], "kv.json")
+    report = _read_json(artifacts[Kind.EVALUATION], "report.json")
     return Release(
         id=release_id,
         run=run_id,
@@ -133,8 +133,13 @@ def _release(
             str(kind): Part(kind, storage.relative(str(artifact.path.resolve())), artifact.tag.digest)
             for kind, artifact in artifacts.items()
         },
-        kv={"backend": receipt["backend"], "namespace": receipt["namespace"]},
-        data_window=_read_json(examples).get("cuts", {}) if examples.exists() else {},
+        kv={
+            "backend": receipt["backend"],
+            "namespace": receipt["namespace"],
+            # A number does not tell a model from another that was trained under it; the tower's tag does.
+            "tower": artifacts[Kind.QUERY_TOWER].tag.digest,
+        },
+        data_window=_read_json(artifacts[Kind.EXAMPLES], "report.json")["cuts"],
         metrics={split: report[split] for split in ("test", "validation") if split in report},
         gate=dict(verdict),
         # Of the gate, not of now: a retried deployment must write the same bytes.
@@ -169,6 +174,6 @@ def _smoke(storage: Storage, release: Release, queries: Artifact) -> None:
     _LOG.info("%s answers for %r: %s ...", release.id, entity, [candidate for candidate, _ in answer.candidates[:3]])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    contents: dict[str, Any] = json.loads(path.read_bytes())
+def _read_json(artifact: Artifact, name: str) -> dict[str, Any]:
+    contents: dict[str, Any] = json.loads(artifact.read(name))
     return contents

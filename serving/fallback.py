@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -12,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lockstep.embeddings import RESTRICTS
-from lockstep.errors import CorruptArtifactError
 from lockstep.tags import Kind, open_artifact
 from serving.index.restricts import PostingsBuilder
 
@@ -44,18 +42,8 @@ class PopularCandidates:
             ArtifactError: there is no such artifact, or the list is not what was written.
         """
         artifact = open_artifact(entities, Kind.ENTITIES, digest=digest, verify=False)
-        path = artifact / POPULAR
-        record = artifact.tag.files.get(POPULAR)
-        if record is None:
-            raise CorruptArtifactError(artifact.path, f"no {POPULAR}", "one")
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise CorruptArtifactError(path, str(error.strerror), f"{record.bytes} bytes") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != record.digest:
-            raise CorruptArtifactError(path, f"sha256 {found[:12]}", f"sha256 {record.digest[:12]}")
-        return cls(pq.read_table(pa.BufferReader(data), columns=["id", "count", "restricts"]))
+        data = pa.BufferReader(artifact.read(POPULAR))
+        return cls(pq.read_table(data, columns=["id", "count", "restricts"]))
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from lockstep.config import KVSection
 from lockstep.embeddings import read_embeddings
-from lockstep.errors import DataError
+from lockstep.errors import CorruptArtifactError, DataError
 from lockstep.storage import fresh_directory
-from lockstep.tags import Artifact, Kind, Tag, open_artifact, write_tag
+from lockstep.tags import TAG_FILE, Artifact, Kind, Tag, open_artifact, write_tag
 from lockstep.version import ModelVersion
 from serving.build_index import check_vectors
 from serving.kv import Load, Published, QueryStore, open_store
@@ -78,12 +78,15 @@ def _load(store: QueryStore, source: Artifact, batch_size: int) -> Published:
     version, snapshot = source.tag.model_version, source.tag.snapshot
     assert version is not None, "embeddings always have a version"
     assert snapshot is not None, "embeddings always have a snapshot"
+    tower = (source.tag.inputs or {}).get("tower")
+    if tower is None:
+        raise CorruptArtifactError(source / TAG_FILE, "no input 'tower'", "the query tower's digest")
     load: Load | None = None
     rows = 0
     for batch, embeddings in read_embeddings(source, batch_size):
         check_vectors(embeddings.vectors, batch.column("id"), source.path)
         if load is None:
-            load = store.begin(version, snapshot, embeddings.vectors.shape[1], source.tag.digest)
+            load = store.begin(version, snapshot, embeddings.vectors.shape[1], source.tag.digest, tower)
         load.put_many(batch.column("id").to_pylist(), embeddings)
         rows += len(batch)
         _LOG.info("%d of %d entities loaded", rows, source.tag.rows)

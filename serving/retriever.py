@@ -53,6 +53,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.entity is None and self.features is None:
             raise RequestError("a request names an entity, or gives features, or both; found neither")
+        if self.entity is not None and any("\ud800" <= character <= "\udfff" for character in self.entity):
+            raise RequestError(f"the entity {self.entity!r} is no Unicode text")
         if not 1 <= self.k <= MAX_K:
             raise RequestError(f"k is {self.k}: ask for 1 to {MAX_K} candidates")
         if self.entity is not None:
@@ -224,9 +226,12 @@ class Retriever:
         version = handles.id.model_version
         entity, features = request.entity, request.features
         if entity is not None:
-            yield f"kv {version}", lambda: self._store(handles.release.get()).find(entity, version)
+            yield f"kv {version}", lambda: self._find(handles.release.get(), entity)
         if features is not None:
             yield f"tower {version}", lambda: _embed(handles, features)
+
+    def _find(self, release: Release, entity: str) -> VersionedEmbedding | None:
+        return self._store(release).find(entity, release.id.model_version, release.kv["tower"])
 
     def _store(self, release: Release) -> QueryStore:
         backend = release.kv["backend"]

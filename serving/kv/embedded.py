@@ -3,7 +3,7 @@
     <kv_root>/embedded/
       data.mdb, lock.mdb      LMDB environment with the named databases
         catalogue             "format" -> 1; "generation" -> counts the changes of this database;
-                              "slot NN" -> JSON {model_version, snapshot, dim, state, source, token}: what is in
+                              "slot NN" -> JSON {model_version, snapshot, dim, state, source, tower, token}: what is in
         slot 00 ... slot 63   entity id (UTF-8) -> value (serving.kv.store)
 
 A slot holds one snapshot of one version. A load fills a free slot; publishing marks it and frees the slot of the
@@ -24,7 +24,7 @@ from lockstep.embeddings import VersionedEmbedding
 from lockstep.errors import KVError
 from lockstep.version import ModelVersion
 from serving.kv.environment import Environment
-from serving.kv.store import Load, Published, QueryStore, check_rows, decode_value, encode_key
+from serving.kv.store import Load, Published, QueryStore, check_rows, check_tower, decode_value, encode_key
 
 _SLOTS = 64
 _FORMAT = b"1"
@@ -38,6 +38,7 @@ class _Slot:
     dim: int
     state: str
     source: str
+    tower: str
     token: str
 
     @property
@@ -79,12 +80,13 @@ class EmbeddedStore(QueryStore):
                 f"the store {path} has format {found!r}, this lockstep reads {_FORMAT!r}: use the other lockstep"
             )
 
-    def begin(self, model_version: ModelVersion, snapshot: int, dim: int, source: str) -> Load:
+    def begin(self, model_version: ModelVersion, snapshot: int, dim: int, source: str, tower: str) -> Load:
         token = secrets.token_hex(8)
 
         def reserve(txn: Any) -> _Slot:
             slots = self._read_slots(txn)
             _refuse_older(slots, model_version, snapshot)
+            _refuse_another_tower(slots, model_version, tower)
             for slot in slots:
                 if slot.model_version == model_version and slot.state == "loading":
                     self._free(txn, slot)
@@ -92,14 +94,14 @@ class EmbeddedStore(QueryStore):
             number = next((number for number in range(_SLOTS) if number not in used), None)
             if number is None:
                 raise KVError(f"all {_SLOTS} slots of {self.path} are taken: retire versions that no release refers to")
-            slot = _Slot(number, model_version, snapshot, dim, "loading", source, token)
+            slot = _Slot(number, model_version, snapshot, dim, "loading", source, tower, token)
             txn.drop(self._slots[number], delete=False)
             self._write_slot(txn, slot)
             return slot
 
         return _EmbeddedLoad(self, self._environment.write(reserve))
 
-    def find(self, entity: str, model_version: ModelVersion) -> VersionedEmbedding | None:
+    def find(self, entity: str, model_version: ModelVersion, tower: str | None = None) -> VersionedEmbedding | None:
         key = encode_key(entity)
 
         def look_up(txn: Any) -> tuple[_Slot, bytes | None] | None:
@@ -109,6 +111,9 @@ class EmbeddedStore(QueryStore):
             return None
 
         found = self._environment.read(look_up)
+        if found is not None and tower is not None:
+            remedy = f"run load_kv with the query embeddings of the release, or deploy {model_version} anew"
+            check_tower(model_version, found[0].tower, tower, "the release", remedy)
         if found is None or found[1] is None:
             return None
         return decode_value(key, found[1], model_version, found[0].dim, self.path)
@@ -163,6 +168,7 @@ class EmbeddedStore(QueryStore):
             self._own(txn, slot)
             slots = self._read_slots(txn)
             _refuse_older(slots, slot.model_version, slot.snapshot)
+            _refuse_another_tower(slots, slot.model_version, slot.tower)
             for other in slots:
                 if other.model_version == slot.model_version and other.number != slot.number:
                     self._free(txn, other)
@@ -176,7 +182,7 @@ class EmbeddedStore(QueryStore):
 
     def _describe(self, txn: Any, slot: _Slot) -> Published:
         rows = txn.stat(self._slots[slot.number])["entries"]
-        return Published(slot.model_version, slot.snapshot, slot.dim, rows, slot.source)
+        return Published(slot.model_version, slot.snapshot, slot.dim, rows, slot.source, slot.tower)
 
     def _own(self, txn: Any, slot: _Slot) -> None:
         data = txn.get(slot.key, db=self._catalogue)
@@ -217,7 +223,7 @@ class EmbeddedStore(QueryStore):
 
 class _EmbeddedLoad(Load):
     def __init__(self, store: EmbeddedStore, slot: _Slot) -> None:
-        super().__init__(slot.model_version, slot.snapshot, slot.dim, slot.source)
+        super().__init__(slot.model_version, slot.snapshot, slot.dim)
         self._store = store
         self._slot = slot
 
@@ -226,6 +232,13 @@ class _EmbeddedLoad(Load):
 
     def publish(self, rows: int) -> Published:
         return self._store.publish(self._slot, rows)
+
+
+def _refuse_another_tower(slots: Sequence[_Slot], model_version: ModelVersion, tower: str) -> None:
+    for slot in slots:
+        if slot.model_version == model_version and slot.state == "published":
+            remedy = "a number is one training run: train under a number of its own (mint_version), then load that"
+            check_tower(model_version, slot.tower, tower, "what is to be loaded", remedy)
 
 
 def _refuse_older(slots: Sequence[_Slot], model_version: ModelVersion, snapshot: int) -> None:

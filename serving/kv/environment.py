@@ -38,8 +38,20 @@ class Environment:
         self._environment = lmdb.open(
             str(path), map_size=map_bytes, max_dbs=len(names), max_readers=_MAX_READERS, create=create
         )
+        self._check_size()
         self._environment.reader_check()
         self.databases = [self._environment.open_db(name, create=create) for name in names]
+
+    def _check_size(self) -> None:
+        """Refuse a file that is shorter than its contents: touching what is missing kills the process (SIGBUS)."""
+        needed = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
+        found = (self._path / "data.mdb").stat().st_size
+        if found < needed:
+            self._environment.close()
+            raise KVError(
+                f"the key-value store in {self._path} is cut short: {found} bytes, expected {needed}; restore it "
+                "from a backup, or remove it and run load_kv for the releases that are retained"
+            )
 
     @classmethod
     def open(cls, path: Path, names: Sequence[bytes], *, create: bool, map_bytes: int) -> Environment:
@@ -62,7 +74,10 @@ class Environment:
                         path.mkdir(parents=True, exist_ok=True)
                     environment = cls(path.resolve(), names, create, map_bytes)
                 except (lmdb.Error, OSError) as error:
-                    raise KVError(f"cannot open the key-value store in {path}: {error}") from error
+                    raise KVError(
+                        f"cannot open the key-value store in {path}: {error}; restore it from a backup, or remove it "
+                        "and run load_kv for the releases that are retained"
+                    ) from error
                 cls._opened[key] = environment
             environment._users += 1
         return environment

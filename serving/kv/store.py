@@ -31,6 +31,7 @@ class Published:
     Args:
         rows: entities.
         source: digest of the tag of the embeddings that were loaded.
+        tower: digest of the tag of the query tower that made them.
     """
 
     model_version: ModelVersion
@@ -38,6 +39,7 @@ class Published:
     dim: int
     rows: int
     source: str
+    tower: str
 
     @property
     def namespace(self) -> str:
@@ -48,11 +50,10 @@ class Published:
 class Load(ABC):
     """A snapshot that is being loaded and that nobody can read yet."""
 
-    def __init__(self, model_version: ModelVersion, snapshot: int, dim: int, source: str) -> None:
+    def __init__(self, model_version: ModelVersion, snapshot: int, dim: int) -> None:
         self.model_version = model_version
         self.snapshot = snapshot
         self.dim = dim
-        self.source = source
 
     def put_many(self, entities: Sequence[str], embeddings: VersionedEmbeddings) -> None:
         """Add entities; one that comes again is replaced.
@@ -104,22 +105,29 @@ class QueryStore(ABC):
         self.keep = keep
 
     @abstractmethod
-    def begin(self, model_version: ModelVersion, snapshot: int, dim: int, source: str) -> Load:
+    def begin(self, model_version: ModelVersion, snapshot: int, dim: int, source: str, tower: str) -> Load:
         """Start loading a snapshot; an unfinished load of the same version is dropped.
 
         Args:
             dim: the length of a vector.
             source: digest of the tag of the embeddings.
+            tower: digest of the tag of the query tower that made them.
 
         Raises:
             KVError: a newer snapshot of the version is published already.
+            VersionMismatchError: the version is published, made by another tower that bears the same number.
         """
 
     @abstractmethod
-    def find(self, entity: str, model_version: ModelVersion) -> VersionedEmbedding | None:
+    def find(self, entity: str, model_version: ModelVersion, tower: str | None = None) -> VersionedEmbedding | None:
         """The entity's vector of one version, or None where it has none or the version is not published.
 
+        Args:
+            tower: digest of the tag of the query tower that must have made it, as a release names it; a number alone
+                does not tell a model from another that somebody trained under the same number.
+
         Raises:
+            VersionMismatchError: another tower of that number made it.
             KVError: what is stored is not what was put.
         """
 
@@ -168,6 +176,23 @@ class QueryStore(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_tower(model_version: ModelVersion, found: str, expected: str, what: str, remedy: str) -> None:
+    """Refuse to take two models for one because they bear the same number.
+
+    Args:
+        found: digest of the query tower's tag that the store holds.
+        expected: the one that `what` has.
+    """
+    if found != expected:
+        raise VersionMismatchError(
+            f"what the key-value store holds of {model_version}",
+            f"tower {found[:12]}",
+            what,
+            f"tower {expected[:12]}",
+            remedy,
+        )
 
 
 def check_rows(found: Published, expected: int) -> None:

@@ -53,7 +53,7 @@ def names(count: int) -> list[str]:
 
 
 def load(store: QueryStore, version: int, entities: list[str], snapshot: int = 1) -> Load:
-    started = store.begin(ModelVersion(version), snapshot, 4, f"digest {version}.{snapshot}")
+    started = store.begin(ModelVersion(version), snapshot, 4, f"digest {version}.{snapshot}", "tower")
     started.put_many(entities, vectors(version, len(entities), snapshot=snapshot))
     return started
 
@@ -145,7 +145,7 @@ def test_a_second_load_takes_over_from_an_unfinished_one(store: QueryStore) -> N
 
 
 def test_another_version_or_shape_is_refused(store: QueryStore) -> None:
-    started = store.begin(ModelVersion(5), 1, 4, "digest")
+    started = store.begin(ModelVersion(5), 1, 4, "digest", "tower")
     with pytest.raises(VersionMismatchError, match=r"v4.*v5"):
         started.put_many(["a"], vectors(4, 1))
     for wrong in (vectors(5, 2), vectors(5, 1, dim=3)):
@@ -162,7 +162,7 @@ def test_another_version_or_shape_is_refused(store: QueryStore) -> None:
 
 
 def test_fewer_entities_than_were_put_are_not_published(store: QueryStore) -> None:
-    started = store.begin(ModelVersion(5), 1, 4, "digest")
+    started = store.begin(ModelVersion(5), 1, 4, "digest", "tower")
     started.put_many(["a", "b"], vectors(5, 2))
     started.put_many(["b", "c"], vectors(5, 2))
     with pytest.raises(KVError, match="holds 3 entities, expected 4"):
@@ -196,7 +196,7 @@ def test_many_versions_come_and_go(open_store: Open) -> None:
 
 def test_it_grows(store: QueryStore) -> None:
     entities = names(20_000)
-    started = store.begin(ModelVersion(1), 1, 4, "digest")
+    started = store.begin(ModelVersion(1), 1, 4, "digest", "tower")
     for first in range(0, len(entities), 5_000):
         batch = entities[first : first + 5_000]
         started.put_many(batch, VersionedEmbeddings(np.full((len(batch), 4), 7, np.float32), ModelVersion(1)))
@@ -224,7 +224,7 @@ def test_readers_in_other_threads_see_whole_snapshots_while_it_grows(open_store:
         thread.start()
     for version in range(2, 12):
         for snapshot in (1, 2):
-            started = store.begin(ModelVersion(version), snapshot, 4, "digest")
+            started = store.begin(ModelVersion(version), snapshot, 4, "digest", "tower")
             for first in range(0, 300, 100):
                 started.put_many(entities[first : first + 100], vectors(version, 100, snapshot=snapshot))
             started.publish(300)
@@ -237,7 +237,7 @@ def test_readers_in_other_threads_see_whole_snapshots_while_it_grows(open_store:
 
 def _load_for_ever(open_store: Open, ready: object) -> None:
     store = open_store()
-    started = store.begin(ModelVersion(2), 1, 4, "digest")
+    started = store.begin(ModelVersion(2), 1, 4, "digest", "tower")
     number = 0
     while True:
         batch = [f"new {number}", f"new {number + 1}"]
@@ -353,3 +353,15 @@ class TestEmbedded:
         assert "before a fork" in answers.get(timeout=30)
         assert answers.get(timeout=30) == [1]
         process.join()
+
+
+def test_a_number_does_not_make_two_models_one(store: QueryStore) -> None:
+    """Somebody trains again under a number that is taken: the store keeps what it has, and tells them apart."""
+    publish(store, 7, ["a"])
+    with pytest.raises(
+        VersionMismatchError, match=r"holds of v7 is of tower tower, but what is to be loaded is of tower"
+    ):
+        store.begin(ModelVersion(7), 2, 4, "digest", "another")
+    assert store.find("a", ModelVersion(7), "tower") is not None
+    with pytest.raises(VersionMismatchError, match="but the release is of tower another: run load_kv"):
+        store.find("a", ModelVersion(7), "another")

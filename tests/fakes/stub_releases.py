@@ -87,6 +87,11 @@ def write_embeddings(
     )  # fmt: skip
 
 
+def tower_tag(version: ModelVersion, training: str = "first") -> Tag:
+    """The tag of a query tower; another `training` is another model, whatever its number."""
+    return Tag(kind=Kind.QUERY_TOWER, run=training, schema=SCHEMA, rows=0, files={}, model_version=version)
+
+
 def write_entities(directory: Path, candidates: Sequence[str], queries: Sequence[str]) -> Tag:
     """An entities artifact with ids, one numeric feature, and the popularity list in the order of the candidates."""
     for side, ids in (("candidates", candidates), ("queries", queries)):
@@ -147,7 +152,10 @@ class StubRoot:
         )  # fmt: skip
         if known:
             vectors = np.tile(query_vector(version), (len(known), 1))
-            write_embeddings(folder(Kind.QUERY_EMBEDDINGS), Kind.QUERY_EMBEDDINGS, release_id, known, vectors)
+            write_embeddings(
+                folder(Kind.QUERY_EMBEDDINGS), Kind.QUERY_EMBEDDINGS, release_id, known, vectors,
+                inputs={"tower": tower_tag(version)},
+            )  # fmt: skip
             load_kv.run(
                 query_embeddings=folder(Kind.QUERY_EMBEDDINGS), kv_load=folder(Kind.KV_LOAD),
                 kv_root=self.path / "kv", model_version=version, run_id="r", section=KVSection(),
@@ -160,7 +168,7 @@ class StubRoot:
                 str(kind): Part(kind, self.storage.relative(str(folder(kind))), read_tag(folder(kind)).digest)
                 for kind in (Kind.ENTITIES, Kind.INDEX)
             },
-            kv={"backend": "embedded", "namespace": str(version)},
+            kv={"backend": "embedded", "namespace": str(version), "tower": tower_tag(version).digest},
             created_at="2026-01-01T00:00:00+00:00",
         )
         self.registry.add_release(release)

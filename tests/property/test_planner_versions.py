@@ -205,7 +205,9 @@ class CarelessLookup(Releases):
 
 @pytest.fixture
 def careless(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    def newest(self: EmbeddedStore, entity: str, model_version: ModelVersion) -> VersionedEmbedding | None:
+    def newest(
+        self: EmbeddedStore, entity: str, model_version: ModelVersion, tower: str | None = None
+    ) -> VersionedEmbedding | None:
         return next(iter(self.get(entity)), None)
 
     monkeypatch.setattr(EmbeddedStore, "find", newest)

@@ -72,11 +72,11 @@ def test_errors_of_a_job_reach_the_caller_as_they_are(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(CONFIG)
     arguments = ["publish_release", "--root", str(tmp_path), "--run", "r", "--release", "v3.1", "--config", str(config)]
-    result = CliRunner().invoke(main, arguments)
+    result = CliRunner().invoke(main, ["--debug", *arguments])
     assert isinstance(result.exception, ReleaseError)
     arguments = ["build_index", "--run", "r", "--model-version", "1", "--config", str(config)]
     arguments += ["--candidate-embeddings", str(tmp_path / "none"), "--ann-index", str(tmp_path / "index")]
-    result = CliRunner().invoke(main, arguments)
+    result = CliRunner().invoke(main, ["--debug", *arguments])
     assert isinstance(result.exception, IncompleteArtifactError), result.output
     assert not (tmp_path / "index" / "tag.json").exists()
 
@@ -89,3 +89,16 @@ def test_the_module_ends_an_error_in_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"Error: there is no release v3.1 in {tmp_path}: see `lockstep releases`\n"
+
+
+def test_an_output_may_not_overlap_what_is_read(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(CONFIG)
+    (tmp_path / "embeddings").mkdir()
+    (tmp_path / "embeddings" / "tag.json").write_text("{}")
+    for output in ("embeddings", "embeddings/deeper", "."):
+        arguments = ["build_index", "--run", "r", "--model-version", "1", "--config", str(config)]
+        arguments += ["--candidate-embeddings", str(tmp_path / "embeddings"), "--ann-index", str(tmp_path / output)]
+        result = CliRunner().invoke(main, arguments)
+        assert "overlap: give each its own folder." in result.output
+        assert (tmp_path / "embeddings" / "tag.json").exists()

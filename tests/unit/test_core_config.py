@@ -32,6 +32,9 @@ def load(tmp_path: Path, text: str) -> object:
     ("text", "sentence"),
     [
         ("x", "is no readable TOML file"),
+        ("data = 3\n" + BASE, "the file data = 3: input should be a valid dictionary"),
+        (BASE + "[data]\nwarehouse_memory = 'lots'\n", "[data] warehouse_memory = 'lots': string should match"),
+        (BASE + "[data]\nrunner = 'Foo'\n", "[data] runner = 'Foo': input should be 'DirectRunner', 'DataflowRunner'"),
         (BASE + "[modl]\n", "has an unknown section 'modl' (did you mean 'model'?); valid are data, embed"),
         (BASE + "[data]\nsorce = 1\n", "[data] has an unknown key 'sorce' (did you mean 'source'?); valid are"),
         (BASE + "mincount = 3\n", "[schema.candidate.track] has an unknown key 'mincount' (did you mean 'min_count'?)"),

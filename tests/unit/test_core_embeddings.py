@@ -60,7 +60,7 @@ def test_one_row_of_another_version_stops_the_reader(tmp_path: Path) -> None:
 
 def test_missing_rows_are_found(tmp_path: Path) -> None:
     artifact = write(tmp_path / "e", [batch(["a", "b"], V3)], rows=3)
-    with pytest.raises(CorruptArtifactError, match="found 2 rows, its tag says 3 rows"):
+    with pytest.raises(CorruptArtifactError, match="found 2 rows, expected 3 rows"):
         list(read_embeddings(artifact))
 
 

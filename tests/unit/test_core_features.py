@@ -92,8 +92,9 @@ def test_json_features_equal_the_same_row_from_arrow() -> None:
     ("values", "sentence"),
     [
         ({"nam": "x"}, r"unknown query features \['nam'\]: the schema has \['history'"),
-        ({"history": "a"}, "'history' is a id_sequence: expected a list, found 'a'"),
+        ({"history": "a"}, "'history' is of type id_sequence: expected a list, found 'a'"),
         ({"history": [1]}, "'history' is id_sequence: expected a string, found 1"),
+        ({"name": "\ud800"}, "'name': '.ud800' is no Unicode text"),
         ({"name": 3}, "'name' is text: expected a string, found 3"),
         ({"size": "3"}, "'size' is numeric: expected a finite number, found '3'"),
         ({"size": True}, "expected a finite number, found True"),

@@ -168,3 +168,24 @@ def _read(registry: Registry) -> object:
         return registry.release(rid("1.1")), registry.serving().live
     except CorruptArtifactError as error:
         return str(error).split(":")[0]
+
+
+def test_a_manifest_under_another_releases_name_is_refused(tmp_path: Path) -> None:
+    registry = registry_with(tmp_path, "1.1", "2.1")
+    folder = tmp_path / "registry" / "releases"
+    (folder / "2.1.json").write_bytes((folder / "1.1.json").read_bytes())
+    with pytest.raises(CorruptArtifactError, match=r"found the manifest of v1\.1, expected v2\.1; restore it"):
+        registry.release(rid("2.1"))
+
+
+def test_a_run_does_not_begin_where_it_could_not_be_published_and_the_remedy_works(tmp_path: Path) -> None:
+    registry = registry_with(tmp_path, "1.1")
+    registry.publish(rid("1.1"), by="t", why="w")
+    path = tmp_path / "registry" / "serving.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CorruptArtifactError, match="or remove it and make a release live again"):
+        registry.mint_version("r", by="t")
+    assert registry.versions() == [1]
+    path.unlink()
+    registry.publish(rid("1.1"), by="t", why="mended")
+    assert registry.serving().live == rid("1.1")

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from lockstep.errors import (
     CorruptArtifactError,
     IncompleteArtifactError,
+    StorageError,
     VersionMismatchError,
     WrongKindError,
 )
+from lockstep.storage import fresh_directory
 from lockstep.tags import Kind, Tag, open_artifact, read_tag, write_tag
 from lockstep.version import ModelVersion
 
@@ -100,7 +102,7 @@ def test_missing_extra_and_short_files_are_found(tmp_path: Path) -> None:
         [
             (lambda a: (a / "data.bin").unlink(), "found no such file"),
             (lambda a: (a / "extra").write_bytes(b""), "extra is corrupt: found a file"),
-            (lambda a: (a / "data.bin").write_bytes(b"012"), "found 3 bytes, its tag says 10 bytes"),
+            (lambda a: (a / "data.bin").write_bytes(b"012"), "found 3 bytes, expected 10 bytes"),
         ]
     ):
         folder = tmp_path / str(number)
@@ -123,3 +125,31 @@ def test_nonsense_in_place_of_a_tag_is_one_clear_error(tmp_path: Path, contents:
     (tmp_path / "tag.json").write_bytes(contents)
     with pytest.raises(CorruptArtifactError, match="an unreadable tag"):
         read_tag(tmp_path)
+
+
+def test_one_file_is_compared_with_the_tag_as_it_is_read(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    artifact = open_artifact(tmp_path / "a", Kind.INDEX, verify=False)
+    assert artifact.read("deep/ids") == b"abc"
+    (tmp_path / "a" / "deep" / "ids").write_bytes(b"abd")
+    with pytest.raises(CorruptArtifactError, match="ids is corrupt: found sha256"):
+        artifact.read("deep/ids")
+    with pytest.raises(CorruptArtifactError, match="found no other, expected one"):
+        artifact.read("other")
+
+
+def test_only_what_is_ours_is_emptied_for_an_output(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("x")
+    with pytest.raises(StorageError, match="precious is to be written, but it holds something else"):
+        fresh_directory(precious)
+    assert (precious / "thesis.tex").exists()
+    fresh_directory(tmp_path / "a")
+    (tmp_path / "a" / "half").write_text("x")
+    assert not (fresh_directory(tmp_path / "a") / "half").exists()  # an attempt that died
+    (tmp_path / "a" / "data").write_text("x")
+    tag = write_tag(tmp_path / "a", Kind.INDEX, run="r", schema="s", rows=1)
+    assert list(tag.files) == ["data"]
+    fresh_directory(tmp_path / "a")  # an attempt that ended
+    assert not (tmp_path / "a" / "data").exists()

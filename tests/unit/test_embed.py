@@ -235,7 +235,7 @@ def test_no_entities_is_an_error_and_not_an_empty_artifact(towers: dict[str, Pat
 
 def test_entities_that_are_not_as_many_as_tagged_are_refused(towers: dict[str, Path], tmp_path: Path) -> None:
     entities = write_entities(tmp_path / "entities", [candidate("a")], rows=3)
-    with pytest.raises(CorruptArtifactError, match="found 2 rows, its tag says 3 rows"):
+    with pytest.raises(CorruptArtifactError, match="found 2 rows, expected 3 rows"):
         run(towers["candidate"], entities, tmp_path / "out")
 
 

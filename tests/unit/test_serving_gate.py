@@ -83,7 +83,7 @@ class Parts:
         for kind in (Kind.QUERY_TOWER, Kind.CANDIDATE_TOWER):
             write_plain(self[kind], kind, {"side": kind}, version=True)
         for kind in (Kind.EXAMPLES, Kind.PREPROCESSING):
-            write_plain(self[kind], kind, {"window": {"first": "2026-01-01"}}, version=False)
+            write_plain(self[kind], kind, {"cuts": {"test_from": "2026-01-01"}}, version=False)
         self.evaluation()
         self.embeddings()
 
@@ -98,7 +98,14 @@ class Parts:
             (Kind.QUERY_EMBEDDINGS, Kind.QUERY_TOWER, queries),
         ):
             vectors = unit(np.array([float(one[1:]) for one in ids]))
-            write_embeddings(self[kind], kind, V1, ids, vectors, self.tags(tower, Kind.ENTITIES))
+            write_embeddings(
+                self[kind],
+                kind,
+                V1,
+                ids,
+                vectors,
+                {"tower": read_tag(self[tower]), "entities": read_tag(self[Kind.ENTITIES])},
+            )
         common: dict[str, Any] = {"model_version": V1.model_version, "run_id": "r"}
         build_index.run(
             candidate_embeddings=self[Kind.CANDIDATE_EMBEDDINGS],
@@ -230,7 +237,7 @@ def test_parts_of_another_lineage_fail(parts: Parts) -> None:
 
 def test_a_store_that_holds_something_else_fails(parts: Parts) -> None:
     with EmbeddedStore(parts.root / "kv" / "embedded", keep=5) as store:
-        load = store.begin(V1.model_version, 1, 2, "another")
+        load = store.begin(V1.model_version, 1, 2, "another", read_tag(parts[Kind.QUERY_TOWER]).digest)
         load.put_many(QUERIES, VersionedEmbeddings(unit(np.ones(12)), V1.model_version))
         load.publish(12)
         assert failed(parts) == {"key-value store: source", "key-value store: vectors unlike the file's"}
@@ -261,7 +268,8 @@ def test_deploy_registers_what_answers_and_publish_makes_it_live(parts: Parts) -
     assert release.parts["index"].uri == "runs/r/index"
     assert release.parts["index"].digest == read_tag(parts[Kind.INDEX]).digest
     assert set(release.parts) == {str(kind) for kind in deploy.PARTS}
-    assert release.kv == {"backend": "embedded", "namespace": "v1"}
+    tower = read_tag(parts[Kind.QUERY_TOWER]).digest
+    assert release.kv == {"backend": "embedded", "namespace": "v1", "tower": tower}
     assert release.metrics["test"]["model"] == {"recall@5": 0.5}
     assert release.gate["passed"] is True
     parts.deploy()
@@ -277,7 +285,7 @@ def test_publish_keeps_the_embeddings_that_a_retained_release_needs(parts: Parts
     parts.deploy()
     with EmbeddedStore(parts.root / "kv" / "embedded", keep=2) as store:
         for version in (2, 3, 4):
-            load = store.begin(ModelVersion(version), 1, 2, "failed the gate")
+            load = store.begin(ModelVersion(version), 1, 2, "failed the gate", "tower")
             load.put_many(["q1"], VersionedEmbeddings(unit(np.ones(1)), ModelVersion(version)))
             load.publish(1)
         deploy.publish(root=str(parts.root), release_id=V1, by="t", why="t", section=KVSection(keep=2))
@@ -299,7 +307,17 @@ def spoil_popular(parts: Parts) -> None:
 
 def forge_verdict(parts: Parts) -> None:
     path = parts[Kind.VERDICT] / "verdict.json"
-    path.write_text(path.read_text().replace('"passed": true', '"passed": false', 1))
+    path.write_text(path.read_text().replace('"limit": 0', '"limit": 9', 1))
+
+
+def forge_report(parts: Parts) -> None:
+    path = parts[Kind.EVALUATION] / "report.json"
+    path.write_text(path.read_text().replace("0.5", "0.9", 1))
+
+
+def fail_the_gate(parts: Parts) -> None:
+    with pytest.raises(GateError):
+        parts.validate(SECTION.model_copy(update={"min_recall": 0.99}))
 
 
 def rebuild_after_the_gate(parts: Parts) -> None:
@@ -313,7 +331,9 @@ def rebuild_after_the_gate(parts: Parts) -> None:
         (spoil_index, ReleaseError, r"does not answer for 'q0' \(popular\): v1.1: .*vectors.npy is corrupt"),
         (spoil_store, ReleaseError, "no v1 embedding of 'q0'"),
         (spoil_popular, ArtifactError, r"popular.parquet"),
-        (forge_verdict, ReleaseError, "failed the gate"),
+        (forge_verdict, CorruptArtifactError, "verdict.json is corrupt"),
+        (forge_report, CorruptArtifactError, "evaluation/report.json is corrupt"),
+        (fail_the_gate, ReleaseError, "failed the gate"),
         (rebuild_after_the_gate, ReleaseError, "the gate judged .* run validate_release on these parts"),
     ],
 )

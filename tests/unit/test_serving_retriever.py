@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lockstep.embeddings import VersionedEmbedding
+from lockstep.embeddings import VersionedEmbedding, VersionedEmbeddings
 from lockstep.errors import RequestError, VersionMismatchError
 from lockstep.registry import SERVING
 from lockstep.tags import Kind
@@ -16,7 +17,7 @@ from lockstep.version import ModelVersion, ReleaseId
 from serving.index import open_index
 from serving.kv.embedded import EmbeddedStore
 from serving.retriever import Answer, Request, Retriever, pair
-from tests.fakes.stub_releases import StubRoot, candidate_id, query_vector
+from tests.fakes.stub_releases import StubRoot, candidate_id, query_vector, tower_tag
 
 V11, V12, V21 = (ReleaseId(ModelVersion(v), s) for v, s in ((1, 1), (1, 2), (2, 1)))
 
@@ -282,3 +283,24 @@ def test_answers_are_plain_values(root: StubRoot) -> None:
         "degraded": False,
         "reasons": (),
     }
+
+
+def test_embeddings_of_another_model_of_the_same_number_never_meet_the_index(root: StubRoot) -> None:
+    """Somebody trains again under v2 and puts its embeddings into the store."""
+    version = V21.model_version
+    with EmbeddedStore(root.path / "kv" / "embedded", keep=5) as store:
+        store.retire(version)
+        load = store.begin(version, 1, len(query_vector(version)), "digest", tower_tag(version, "again").digest)
+        load.put_many(["alice"], VersionedEmbeddings(-query_vector(version)[None, :], version))
+        load.publish(1)
+    answer = ask(root)
+    assert (answer.release, answer.rung) == ("v1.1", "kv v1")
+    assert answer.reasons[0].startswith("v2.1: what the key-value store holds of v2 is of tower ")
+
+
+def test_a_store_that_is_cut_short_is_a_reason_not_a_crash(root: StubRoot) -> None:
+    path = root.path / "kv" / "embedded" / "data.mdb"
+    os.truncate(path, path.stat().st_size // 2)
+    answer = ask(root)
+    assert (answer.rung, answer.degraded) == ("popular", True)
+    assert "embedded is cut short: " in answer.reasons[0]
