@@ -25,12 +25,12 @@ def build_index(
     """
     from pathlib import Path
 
-    from components.envelope import stamp, start_logging
+    from components.envelope import stamp, start_step
     from lockstep.config import IndexSection, parse_section
     from lockstep.version import ModelVersion
     from serving import build_index as job
 
-    start_logging()
+    start_step()
     tag = job.run(
         candidate_embeddings=Path(candidate_embeddings.path),
         index=Path(ann_index.path),

@@ -46,11 +46,11 @@ def deploy_release(
     Returns:
         The release, such as v7.1.
     """
-    from components.envelope import mounted, start_logging
+    from components.envelope import mounted, start_step
     from lockstep.version import ModelVersion, ReleaseId
     from serving import deploy as job
 
-    start_logging()
+    start_step()
     release = job.run(
         root=str(mounted(root)),
         release_id=ReleaseId(ModelVersion(model_version), snapshot),

@@ -29,12 +29,12 @@ def embed_queries(
     """
     from pathlib import Path
 
-    from components.envelope import stamp, start_logging
+    from components.envelope import stamp, start_step
     from dataflow import embed as job
     from lockstep.config import EmbedSection, parse_section
     from lockstep.version import ModelVersion
 
-    start_logging()
+    start_step()
     tag = job.run(
         tower=Path(query_tower.path),
         entities=Path(entities.path),

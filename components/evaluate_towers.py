@@ -34,12 +34,12 @@ def evaluate_towers(
     import shutil
     from pathlib import Path
 
-    from components.envelope import stamp, start_logging
+    from components.envelope import stamp, start_step
     from lockstep.config import EvaluateSection, parse_section
     from lockstep.version import ModelVersion
     from trainer import evaluate as job
 
-    start_logging()
+    start_step()
     tag = job.run(
         examples=Path(examples.path),
         entities=Path(entities.path),

@@ -27,12 +27,12 @@ def generate_examples(
     """
     from pathlib import Path
 
-    from components.envelope import stamp, start_logging
+    from components.envelope import stamp, start_step
     from dataflow import generate
     from lockstep.config import DataSection, parse_schema, parse_section
     from lockstep.tags import read_tag
 
-    start_logging()
+    start_step()
     tag = generate.run(
         examples=Path(examples.path),
         preprocessing=Path(preprocessing.path),

@@ -27,12 +27,12 @@ def load_kv(
     """
     from pathlib import Path
 
-    from components.envelope import mounted, stamp, start_logging
+    from components.envelope import mounted, stamp, start_step
     from lockstep.config import KVSection, parse_section
     from lockstep.version import ModelVersion
     from serving import load_kv as job
 
-    start_logging()
+    start_step()
     tag = job.run(
         query_embeddings=Path(query_embeddings.path),
         kv_load=Path(kv_load.path),

@@ -16,9 +16,9 @@ def mint_version(root: str, run: str) -> int:
     Returns:
         The model version.
     """
-    from components.envelope import start_logging
+    from components.envelope import start_step
     from lockstep.registry import Registry
     from lockstep.storage import open_root
 
-    start_logging()
+    start_step()
     return int(Registry(open_root(root)).mint_version(run, by="mint_version"))

@@ -18,12 +18,12 @@ def publish_release(root: str, run: str, release: str, kv: dict) -> str:
     Returns:
         The release that is live afterwards.
     """
-    from components.envelope import mounted, start_logging
+    from components.envelope import mounted, start_step
     from lockstep.config import KVSection, parse_section
     from lockstep.version import ReleaseId
     from serving import deploy
 
-    start_logging()
+    start_step()
     serving = deploy.publish(
         root=str(mounted(root)),
         release_id=ReleaseId.parse(release),

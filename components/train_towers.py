@@ -33,13 +33,13 @@ def train_towers(
     """
     from pathlib import Path
 
-    from components.envelope import mounted, stamp, start_logging
+    from components.envelope import mounted, stamp, start_step
     from lockstep.config import ModelSection, TrainSection, parse_section
     from lockstep.tags import read_tag
     from lockstep.version import ModelVersion
     from trainer import task
 
-    start_logging()
+    start_step()
     task.run(
         examples=Path(examples.path),
         preprocessing=Path(preprocessing.path),

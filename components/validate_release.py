@@ -41,12 +41,12 @@ def validate_release(
     """
     from pathlib import Path
 
-    from components.envelope import mounted, stamp, start_logging
+    from components.envelope import mounted, stamp, start_step
     from lockstep.config import GateSection, parse_section
     from lockstep.version import ModelVersion
     from serving import validate as job
 
-    start_logging()
+    start_step()
     tag = job.run(
         evaluation=Path(evaluation.path),
         entities=Path(entities.path),

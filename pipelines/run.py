@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import secrets
 import sys
@@ -22,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from components.envelope import PROGRESS
+from components.envelope import PROGRESS, RUNNER
 from lockstep.config import Config
 from lockstep.errors import ConfigError, LockstepError, StorageError
 from lockstep.storage import write_atomically
@@ -81,6 +82,7 @@ def run_pipeline(config: Config, run: str, say: Callable[[str], None] = print) -
     with warnings.catch_warnings(), _StepLog(folder / "logs", steps, say) as log, contextlib.redirect_stdout(log):
         warnings.simplefilter("ignore")
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder), raise_on_error=True)
+        os.environ[RUNNER] = str(os.getpid())
         try:
             train_and_deploy(root=root, run=run, **arguments)
         except RuntimeError as error:

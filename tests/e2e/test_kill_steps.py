@@ -20,7 +20,7 @@ from lockstep.registry import Registry
 from lockstep.storage import UNFINISHED, open_root
 from lockstep.tags import open_artifact, read_tag
 from pipelines.cli import main
-from tests.e2e.conftest import TINY
+from tests.e2e.conftest import TINY, start_run
 from tests.e2e.test_pipeline_e2e import entity_of, part
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -119,6 +119,37 @@ def test_a_step_that_was_killed_runs_again_in_the_same_place(root: Path, tmp_pat
     subprocess.run(line, check=True, capture_output=True)
     open_artifact(tmp_path / "ann_index", read_tag(tmp_path / "ann_index").kind)
     assert not (tmp_path / "ann_index" / "left-over").exists()
+
+
+def test_a_step_does_not_outlive_the_run_that_was_killed_alone(root: Path) -> None:
+    process = start_run(root)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.rstrip().endswith("] generate_examples"):
+            break
+    os.kill(process.pid, signal.SIGKILL)  # the run, not its step
+    deadline = time.monotonic() + 60
+    while _group(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert _group(process.pid) == []
+    newest = max((root / "runs").iterdir())
+    assert list(newest.glob("train-and-deploy-*/generate-examples"))
+    assert not list(newest.glob("train-and-deploy-*/generate-examples/*/tag.json"))
+    process.communicate()
+    assert_v1_answers(root)
+
+
+def _group(group: int) -> list[int]:
+    """The living processes of a process group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, member = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(member) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
 
 
 @pytest.mark.parametrize("step", ["mint_version", "publish_release"])

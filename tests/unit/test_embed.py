@@ -25,6 +25,7 @@ from lockstep.errors import (
 )
 from lockstep.features import feature_digests, features_type
 from lockstep.schema import Schema
+from lockstep.storage import fresh_directory
 from lockstep.tags import Kind, Tag, open_artifact, read_tag, write_tag
 from lockstep.version import ModelVersion
 
@@ -253,7 +254,7 @@ def test_the_tower_of_the_other_side_is_refused(towers: dict[str, Path], tmp_pat
 
 def test_what_a_crash_left_is_replaced_and_a_flipped_byte_is_found(towers: dict[str, Path], tmp_path: Path) -> None:
     entities = write_entities(tmp_path / "entities", [candidate("a")])
-    (tmp_path / "out").mkdir()
+    fresh_directory(tmp_path / "out")
     (tmp_path / "out" / "part-00000-of-00009.parquet").write_bytes(b"half")
     run(towers["candidate"], entities, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["part-00000-of-00001.parquet", "tag.json"]
