@@ -55,8 +55,10 @@ class SyntheticSource(Section):
 class EventsTable(Section):
     """[data.tables.events]: the columns of the interactions file that mean something to Lockstep."""
 
-    file: str
-    """Parquet or CSV, or a glob of them, below [data] path."""
+    file: str | None = None
+    """Source `tables`: Parquet or CSV, or a glob of them, below [data] path."""
+    table: str | None = None
+    """Source `bigquery`: `project.dataset.table`, a table or a view."""
     query: str
     candidate: str
     timestamp: str
@@ -64,12 +66,17 @@ class EventsTable(Section):
     """The unit of an integer timestamp; `auto` for timestamp columns, ISO 8601 text and obvious integers."""
     position: str | None = None
     """Orders events of one moment; the file's order where there is none."""
+    engagement: str | None = None
+    """How much the event meant (seconds watched, rating, pieces sold): see [data] min_engagement, engagement_weight."""
 
 
 class AttributesTable(Section):
     """[data.tables.candidates] and [data.tables.queries]: one row an entity."""
 
-    file: str
+    file: str | None = None
+    """Source `tables`: Parquet or CSV, or a glob of them, below [data] path."""
+    table: str | None = None
+    """Source `bigquery`: `project.dataset.table`, a table or a view."""
     id: str
     columns: dict[str, str] = {}
     """Column name in the schema -> column name in the file; `{}` takes every column under its own name."""
@@ -87,21 +94,52 @@ class TablesSource(Section):
     queries: AttributesTable | None = None
 
 
+class BigQuerySection(Section):
+    """[data.bigquery]: where the `bigquery` warehouse runs its queries."""
+
+    project: str = ""
+    """The project that pays; the credentials' own where it is empty."""
+    dataset: str = "lockstep"
+    """Where the intermediate tables go; it is made where it is missing."""
+    location: str = ""
+    """Region of the data set, such as `EU`; needed to make it, and it must be the source tables' region."""
+    expiry_hours: int = Field(72, ge=1)
+    """Intermediate tables vanish after this time, whatever becomes of the run."""
+    max_bytes_billed: int | None = Field(None, ge=1)
+    """A query that would read more is refused by BigQuery, before it costs anything."""
+    labels: dict[str, str] = {}
+    """Labels of every job and table, beside Lockstep's own (run, step)."""
+
+
 class DataSection(Section):
     """[data]: the source, the split and the examples."""
 
-    source: Literal["synthetic", "mpd", "tables"] = "synthetic"
+    source: Literal["synthetic", "mpd", "tables", "bigquery"] = "synthetic"
     path: str = ""
     """The folder of the source's files; `--data` overrides it."""
     synthetic: SyntheticSource = SyntheticSource()
     tables: TablesSource | None = None
-    warehouse: Literal["duckdb"] = "duckdb"
+    pairing: Literal["next_event", "co_occurrence", "candidate_pairs"] = "next_event"
+    """What an example pairs: the past with the next event; the rest of a basket or playlist with each of its
+    candidates; or one candidate with another of the same basket (title with title)."""
+    window: int = Field(5, ge=1)
+    """`candidate_pairs`: candidates at most this many places apart are a pair."""
+    min_engagement: float | None = None
+    """Events of less engagement, or of none, are no positives: neither labels nor targets nor history."""
+    engagement_weight: Literal["none", "linear", "log"] = "none"
+    """How an example's weight grows with its engagement; the weights' mean is 1."""
+    max_age_days: float | None = Field(None, gt=0)
+    """Labels this much older than the validation cut are left out; histories still have them."""
+    warehouse: Literal["duckdb", "bigquery"] = "duckdb"
+    bigquery: BigQuerySection = BigQuerySection()
     warehouse_memory: str = Field("4GB", pattern=r"^\d+(\.\d+)? ?(KB|MB|GB|TB|KiB|MiB|GiB|TiB)$")
     """What the embedded warehouse may hold in memory; beyond it spills to disk."""
     runner: Literal["DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner", "PrismRunner"] = (
         "DirectRunner"
     )
     """The Beam runner of the examples step."""
+    beam: dict[str, str | int | float | bool | tuple[str, ...]] = {}
+    """[data.beam]: Beam's own pipeline options by name, such as `region` or `max_num_workers`."""
     bad_rows_max_share: float = Field(0.01, ge=0, le=1)
     validation_from: datetime | None = None
     """Events from this moment on are never trained on; by default the moment that leaves `validation_share`."""
@@ -118,8 +156,8 @@ class DataSection(Section):
     max_targets: int = Field(500, ge=1)
     evaluation_queries: int = Field(10_000, ge=1)
     """At most this many queries in each evaluation split, chosen by hash."""
-    shards: int = Field(4, ge=1)
-    """Files of training records; one file's records fit in a worker's memory."""
+    shard_rows: int = Field(250_000, ge=1)
+    """Training records in one file, about; a worker holds one file's records in memory."""
     seed: int = 1
     """Decides the order of the training records."""
 

@@ -17,7 +17,8 @@
 
 Columns of a candidate feature are those of the candidates table (`candidate_id` included). Columns of a query
 feature are those of the queries table (`query_id` included), `event_time` (the moment of the query), or
-`history.X`: column X of the candidates of the entity's past events, oldest first.
+`history.X`: column X of the candidates of the entity's past events, oldest first. Both may count: `events.7d` is the
+number of the entity's or candidate's events in the seven days before the day (UTC) of the moment in question.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from lockstep.errors import SchemaError
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 HISTORY = "history."
+_COUNT = re.compile(r"events\.([1-9][0-9]{0,2})d")
 MAX_ID_BYTES = 256
 """Longest id of a candidate or query entity, in UTF-8; key-value stores have limits not far above."""
 
@@ -173,6 +175,16 @@ _VOCABULARY = {
 """Features whose vocabularies are made alike, so that they can share one."""
 
 
+def count_days(column: str) -> int | None:
+    """The days over which a column counts events; None where it is another column.
+
+    >>> count_days("events.30d"), count_days("price")
+    (30, None)
+    """
+    found = _COUNT.fullmatch(column)
+    return int(found[1]) if found else None
+
+
 class Schema(BaseModel):
     """The features of both towers and what else is kept of a candidate."""
 
@@ -218,6 +230,10 @@ class Schema(BaseModel):
         if len(feature.columns) != 1 and feature.type != "text":
             raise SchemaError(f"{where}: {feature.type} takes one column, found {list(feature.columns)}")
         for column in feature.columns:
+            if count_days(column) is not None:
+                if feature.type != "numeric":
+                    raise SchemaError(f"{where}: {column!r} is a count: use type = 'numeric', found {feature.type!r}")
+                continue
             past = column.startswith(HISTORY)
             if not NAME.fullmatch(column.removeprefix(HISTORY)):
                 raise SchemaError(f"{where}: {column!r} is no column name ({NAME.pattern})")
@@ -246,6 +262,11 @@ class Schema(BaseModel):
             (f.max_length for f in self.query.values() if f.is_sequence and f.columns[0].startswith(HISTORY)),  # type: ignore[union-attr]
             default=0,
         )
+
+    def counts(self, tower: str) -> tuple[int, ...]:
+        """The windows, in days, over which features of a tower count events; shortest first."""
+        days = (count_days(column) for of in self.features(tower).values() for column in of.columns)
+        return tuple(sorted({of for of in days if of is not None}))
 
     def features(self, tower: str) -> Mapping[str, Feature]:
         """The features of `query` or `candidate`."""

@@ -1,7 +1,8 @@
 """What every source writes, and the proof that it lost nothing.
 
     <destination>/
-      events/part-*.parquet       query_id, candidate_id: string; event_time: timestamp[us, UTC]; position: int64
+      events/part-*.parquet       query_id, candidate_id: string; event_time: timestamp[us, UTC]; position: int64;
+                                  engagement: double, null where the source has none
       candidates/part-*.parquet   candidate_id: string, its attributes, row_number: int64
       queries/part-*.parquet      query_id: string, its attributes, row_number: int64
 
@@ -27,7 +28,13 @@ from lockstep.storage import fresh_directory
 
 TIME = pa.timestamp("us", tz="UTC")
 EVENTS = pa.schema(
-    [("query_id", pa.string()), ("candidate_id", pa.string()), ("event_time", TIME), ("position", pa.int64())]
+    [
+        ("query_id", pa.string()),
+        ("candidate_id", pa.string()),
+        ("event_time", TIME),
+        ("position", pa.int64()),
+        ("engagement", pa.float64()),
+    ]
 )
 ID_COLUMNS = {"events": "query_id", "candidates": "candidate_id", "queries": "query_id"}
 ROWS_PER_FILE = 4_000_000
@@ -138,10 +145,12 @@ class SourceWriter:
         """Append rows; candidates and queries are numbered here.
 
         Args:
-            columns: every declared column but row_number, of one length.
+            columns: every declared column but row_number, of one length; engagement may be left out.
         """
         schema, start = self._schemas[table], self._written[table]
         rows = len(columns[ID_COLUMNS[table]])
+        if table == "events" and "engagement" not in columns:
+            columns = {**columns, "engagement": pa.nulls(rows, pa.float64())}
         if table != "events":
             columns = {**columns, "row_number": pa.array(np.arange(start, start + rows, dtype=np.int64))}
         if start // ROWS_PER_FILE > self._part[table]:

@@ -48,6 +48,21 @@ class Warehouse(ABC):
         """
 
     @abstractmethod
+    def export_shards(self, sql: str, destination: Path, *, column: str) -> int:
+        """Write the result of a query as one folder of Parquet files for each value of a column.
+
+            <destination>/<column>=<n>/*.parquet
+
+        Args:
+            sql: a query; the rows of a folder are in no particular order.
+            destination: a folder to make.
+            column: a column of integers from 0 on; the files do not hold it. A value without rows has no folder.
+
+        Returns:
+            The number of rows.
+        """
+
+    @abstractmethod
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """The rows of a small result: counts and cuts, not data."""
 
