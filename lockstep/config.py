@@ -68,6 +68,8 @@ class EventsTable(Section):
     """Orders events of one moment; the file's order where there is none."""
     engagement: str | None = None
     """How much the event meant (seconds watched, rating, pieces sold): see [data] min_engagement, engagement_weight."""
+    multiline: bool = False
+    """CSV: a quoted value may hold line breaks; where it may not, a line that ends within quotes is a dead letter."""
 
 
 class AttributesTable(Section):
@@ -84,6 +86,8 @@ class AttributesTable(Section):
     """Type of a column (by its name in the schema), or of its elements; the file's own, and `string` for CSV."""
     separators: dict[str, str] = {}
     """What separates the elements of a column of text that holds lists, such as `genres = "|"`."""
+    multiline: bool = False
+    """CSV: a quoted value may hold line breaks; where it may not, a line that ends within quotes is a dead letter."""
 
 
 class TablesSource(Section):
