@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dataflow.sql import ident
 from lockstep.errors import SchemaError
-from lockstep.schema import HISTORY, Feature, Schema
+from lockstep.schema import HISTORY, Feature, Schema, count_days
 
 EVENT_TIME = "event_time"
 _PAST = "past_"
@@ -23,7 +23,8 @@ def query_features(schema: Schema, queries: pa.Schema, *, moment: str) -> dict[s
     """SQL of the raw features of a query, by name.
 
     Args:
-        queries: the columns of the query table, aliased `entity` in the query; past columns are aliased `past`.
+        queries: the columns of the query table, aliased `entity` in the query; past columns are aliased `past`, counts
+            `query_counts`.
         moment: the SQL expression of the moment of the query.
 
     Raises:
@@ -38,7 +39,7 @@ def query_features(schema: Schema, queries: pa.Schema, *, moment: str) -> dict[s
 
 
 def candidate_features(schema: Schema, candidates: pa.Schema) -> dict[str, str]:
-    """SQL of the raw features of a candidate, by name; the candidate table is aliased `candidate`."""
+    """SQL of the raw features of a candidate, by name; its table is aliased `candidate`, its counts `candidate_counts`."""
     return {name: _feature(schema, "candidate", name, candidates, "candidate", None) for name in schema.candidate}
 
 
@@ -62,6 +63,11 @@ def past_values(schema: Schema, candidates: pa.Schema) -> dict[str, str]:
 def past_value(schema: Schema, candidates: pa.Schema, name: str) -> str:
     """SQL of one element of one history feature."""
     return past_values(schema, candidates)[_PAST + name]
+
+
+def count_value(tower: str, days: int) -> str:
+    """SQL of the number of events in the last days, over the counts of a tower; no row means no event."""
+    return f"CAST(IFNULL({tower}_counts.events_{days}d, 0) AS FLOAT64)"
 
 
 def is_past(feature: Feature) -> bool:
@@ -94,6 +100,9 @@ def _feature(schema: Schema, tower: str, name: str, table: pa.Schema, alias: str
         parts = [_scalar(where, "text", column, table, alias) for column in feature.columns]
         return "ARRAY_TO_STRING([" + ", ".join(f"IFNULL({part}, '')" for part in parts) + "], ' ')"
     column = feature.columns[0]
+    days = count_days(column)
+    if days is not None:
+        return count_value(tower, days)
     if moment is not None and column == EVENT_TIME:
         if feature.type != "timestamp":
             raise SchemaError(f"{where}: event_time is a moment: use type = 'timestamp', found {feature.type!r}")

@@ -14,6 +14,7 @@ Candidates that no event has are entities too, and so are query entities without
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataflow.columns import candidate_features, past_values, query_features, restrict_column, struct, text_column
-from dataflow.split import POPULAR_DAYS, Cuts
+from dataflow.split import POPULAR_DAYS, Cuts, day_of
 from dataflow.sql import literal, render
 from dataflow.warehouse import Warehouse
 from lockstep.embeddings import RESTRICTS
@@ -50,17 +51,40 @@ def write_entities(warehouse: Warehouse, schema: Schema, cuts: Cuts, destination
         display=_text(schema.display, candidates, "[schema] display"),
         restricts=restricts,
         crowding=_text(schema.crowding, candidates, "[schema] crowding"),
+        counts=schema.counts("candidate"),
+        day=day_of(cuts.newest),
     )
     n_candidates = warehouse.export(sql, file)
     write_parts(file, destination / "candidates", lambda batch: _candidate_rows(batch, schema))
     past = {"excluded": "event.candidate_id", **past_values(schema, candidates)}
     query = struct(query_features(schema, warehouse.schema("queries_now"), moment=literal(cuts.newest)))
-    n_queries = warehouse.export(render("query_entities", query=query, past=past, max_history=schema.max_history), file)
+    sql = render(
+        "query_entities",
+        query=query,
+        past=past,
+        max_history=schema.max_history,
+        counts=schema.counts("query"),
+        day=day_of(cuts.newest),
+    )
+    n_queries = warehouse.export(sql, file)
     write_parts(file, destination / "queries", lambda batch: query_rows(batch, schema))
     warehouse.export(render("popular", popular_from=cuts.end - POPULAR_DAYS, restricts=restricts), file)
     write_parts(file, destination / "popular.parquet", lambda batch: _popular_rows(batch, schema))
     (destination / "schema.json").write_bytes(schema.to_json())
     return n_candidates, n_queries
+
+
+def split_candidates(warehouse: Warehouse, schema: Schema, cut: datetime, destination: Path, work: Path) -> None:
+    """Write the catalogue's candidates as they were at a cut: their features count nothing that came later."""
+    sql = render(
+        "split_candidates",
+        candidate=struct(candidate_features(schema, warehouse.schema("candidates_now"))),
+        counts=schema.counts("candidate"),
+        day=day_of(cut),
+    )
+    file = work / "candidates.parquet"
+    warehouse.export(sql, file)
+    write_parts(file, destination, lambda batch: _id_and_features(batch, schema))
 
 
 def query_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
@@ -132,6 +156,11 @@ def _candidate_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
         "crowding_tag": batch.column("crowding_tag").cast(pa.string()),
     }
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _id_and_features(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
+    features = batch.column("features").cast(features_type(schema, "candidate"))
+    return pa.RecordBatch.from_arrays([batch.column("id").cast(pa.string()), features], names=["id", "features"])
 
 
 def _popular_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:

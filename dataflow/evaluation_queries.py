@@ -35,7 +35,13 @@ def write_evaluation(
     past = past_values(schema, warehouse.schema("candidates_now"))
     query = struct(query_features(schema, warehouse.schema("queries_now"), moment="asked.event_time"))
     sql = render(
-        "evaluation_queries", events=events, judged=judged, query=query, past=past, max_history=schema.max_history
+        "evaluation_queries",
+        events=events,
+        judged=judged,
+        query=query,
+        past=past,
+        max_history=schema.max_history,
+        counts=schema.counts("query"),
     )
     file = work / "evaluation.parquet"
     used = warehouse.export(sql, file)

@@ -35,8 +35,13 @@ def prepare_events(
         warehouse.load(table, sorted((tables / table).glob("*.parquet")))
     candidate_rows = _count(warehouse, "candidates")
     candidates = warehouse.create("candidates_now", render("candidates_now"))
-    names = {"unknown_candidate": str(Reason.UNKNOWN_CANDIDATE), "duplicate_event": str(Reason.DUPLICATE_EVENT)}
-    events = warehouse.create("judged_events", render("judged_events", **names))
+    judged = render(
+        "judged_events",
+        unknown_candidate=str(Reason.UNKNOWN_CANDIDATE),
+        duplicate_event=str(Reason.DUPLICATE_EVENT),
+        min_engagement=data.min_engagement,
+    )
+    events = warehouse.create("judged_events", judged)
     verdicts = counts_by(warehouse, "judged_events", "verdict")
     for reason in _DEAD:
         if reason in verdicts:

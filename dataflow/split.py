@@ -38,6 +38,10 @@ class Cuts:
     def end(self) -> datetime:
         return self.newest + timedelta(microseconds=1)
 
+    def oldest_label(self, data: DataSection) -> datetime | None:
+        """The moment before which no event is a label; None where age does not matter."""
+        return None if data.max_age_days is None else self.validation_from - timedelta(days=data.max_age_days)
+
 
 def split_bucket(entity: str, buckets: int = BUCKETS) -> int:
     """The bucket of an entity; the same number in Python, BigQuery and DuckDB.
@@ -46,6 +50,15 @@ def split_bucket(entity: str, buckets: int = BUCKETS) -> int:
     177
     """
     return int(hashlib.md5(entity.encode(), usedforsecurity=False).hexdigest()[:8], 16) % buckets
+
+
+def day_of(moment: datetime) -> int:
+    """Whole days from 1970-01-01 to a moment, in UTC, as `ordered_events.day` counts them.
+
+    >>> day_of(datetime(1970, 1, 3, 23, tzinfo=UTC))
+    2
+    """
+    return moment.astimezone(UTC).toordinal() - datetime(1970, 1, 1, tzinfo=UTC).toordinal()
 
 
 def held_out_buckets(data: DataSection) -> int:

@@ -111,11 +111,14 @@ def run(
     for tower in towers.values():
         _check_tower(tower.artifact, split_artifact)
     catalogue = read_catalogue(split_artifact)
-    candidates = embed(towers["candidate"], candidate_features(entity_artifact, catalogue))
     report: dict[str, Any] = {"model_version": int(model_version), "run": run_id}
+    vectors: dict[Path, NDArray[np.float32]] = {}
     for split in ("validation", "test"):
         started = time.monotonic()
-        report[split] = evaluate_split(split, split_artifact, catalogue, towers["query"], candidates, section)
+        source = candidates_of_split(split_artifact, entity_artifact, split)
+        if source not in vectors:
+            vectors = {source: embed(towers["candidate"], candidate_features(source, catalogue))}
+        report[split] = evaluate_split(split, split_artifact, catalogue, towers["query"], vectors[source], section)
         _log.info("%s: %d queries in %.0f s", split, report[split]["queries"], time.monotonic() - started)
     if not report["test"]["queries"]:
         raise DataError(f"{examples} has no test queries: move [data] test_from back or raise test_share")
@@ -202,13 +205,22 @@ def read_catalogue(examples: Artifact) -> Catalogue:
     return Catalogue(table["id"].combine_chunks().cast(pa.string()), **columns)
 
 
-def candidate_features(entities: Artifact, catalogue: Catalogue) -> pa.StructArray:
+def candidates_of_split(examples: Artifact, entities: Artifact, split: str) -> Path:
+    """The folder of the candidates as a split may know them: as of its cut where they change, else as of now."""
+    as_of_cut = examples.path / f"{split}_candidates"
+    return as_of_cut if as_of_cut.is_dir() else entities.path / "candidates"
+
+
+def candidate_features(folder: Path, catalogue: Catalogue) -> pa.StructArray:
     """The features of every candidate of the catalogue, in its order.
 
+    Args:
+        folder: Parquet files with `id` and `features`.
+
     Raises:
-        InputMismatchError: the entities lack a candidate.
+        InputMismatchError: a candidate is not in them.
     """
-    table = ds.dataset(entities.path / "candidates", format="parquet").to_table(["id", "features"])
+    table = ds.dataset(folder, format="parquet").to_table(["id", "features"])
     rows = pc.index_in(catalogue.ids, value_set=table["id"].combine_chunks().cast(pa.string()))
     if rows.null_count:
         missing = catalogue.ids.filter(pc.is_null(rows))
@@ -216,7 +228,7 @@ def candidate_features(entities: Artifact, catalogue: Catalogue) -> pa.StructArr
             f"candidate {missing[0].as_py()!r} and {len(missing) - 1} others",
             "the catalogue",
             "present",
-            f"entities at {entities.path}",
+            f"candidates at {folder}",
             "absent",
         )
     return _struct(table["features"]).take(rows)

@@ -44,7 +44,7 @@ class TrainingRecords:
         """The batches of one epoch from batch `skip` on.
 
         Each is `{"query": {name: [batch, length]}, "candidate": {...}, "candidate_index": [batch] int64,
-        "sampling_probability": [batch] float32, "age_days": [batch] float32}`.
+        "sampling_probability": [batch] float32, "age_days": [batch] float32, "weight": [batch] float32}`.
         """
         seed = self.seed * 1_000_003 + epoch
         files = tf.data.Dataset.from_tensor_slices(list(self.files))
@@ -65,8 +65,8 @@ class TrainingRecords:
             f"{side}/{feature.name}": _fixed(feature) for side in SIDES for feature in self.features.side(side)
         }
         spec["candidate_index"] = tf.io.FixedLenFeature([], tf.int64)
-        spec["sampling_probability"] = tf.io.FixedLenFeature([], tf.float32)
-        spec["age_days"] = tf.io.FixedLenFeature([], tf.float32)
+        for name in ("sampling_probability", "age_days", "weight"):
+            spec[name] = tf.io.FixedLenFeature([], tf.float32)
         parsed = tf.io.parse_example(records, spec)
         batch: dict[str, Any] = {
             side: {f.name: parsed.pop(f"{side}/{f.name}") for f in self.features.side(side)} for side in SIDES

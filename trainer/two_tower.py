@@ -43,12 +43,13 @@ class TwoTowerModel(tfrs.Model):
 
         Args:
             inputs: `query` and `candidate`: name -> [batch, length]; `candidate_index` [batch] int64;
-                `sampling_probability` [batch] in (0, 1]; `age_days` [batch] before the newest example.
+                `sampling_probability` [batch] in (0, 1]; `age_days` [batch] before the newest example; `weight`
+                [batch] by engagement, of mean 1.
 
         Returns:
             [] float32: the weighted mean, so that the learning rate does not depend on the batch size.
         """
-        weights = example_weights(inputs["age_days"], self._half_life_days)
+        weights = example_weights(inputs["weight"], inputs["age_days"], self._half_life_days)
         total = self._task(
             self.query_tower(inputs["query"], training=training),
             self.candidate_tower(inputs["candidate"], training=training),
@@ -61,16 +62,17 @@ class TwoTowerModel(tfrs.Model):
         return total / tf.reduce_sum(weights)
 
 
-def example_weights(age_days: tf.Tensor, half_life_days: float | None) -> tf.Tensor:
-    """How much each example counts: half for every half-life of age.
+def example_weights(weight: tf.Tensor, age_days: tf.Tensor, half_life_days: float | None) -> tf.Tensor:
+    """How much each example counts: by its engagement, and half of that for every half-life of age.
 
     Args:
+        weight: [batch] at least 0.
         age_days: [batch] days before the newest example.
 
     Returns:
-        [batch] float32 in (0, 1].
+        [batch] float32 above 0.
     """
-    if half_life_days is None:
-        return tf.ones_like(age_days)
-    # A floor, or a batch of very old examples alone would divide by zero.
-    return tf.maximum(tf.exp(age_days * (-math.log(2.0) / half_life_days)), 1e-6)
+    if half_life_days is not None:
+        weight = weight * tf.exp(age_days * (-math.log(2.0) / half_life_days))
+    # A floor, or a batch of examples that weigh nothing would divide by zero.
+    return tf.maximum(weight, 1e-6)

@@ -1,10 +1,12 @@
 -- The candidates known before the test cut, most frequent label first; candidate_index is the row's number from 0.
+--   labels           training examples that have it as their label
 --   training_events  events that training may see, labels or not: what vocabularies and statistics weigh by
+{% from "_training.sql" import seen %}
 WITH counted AS (
   SELECT
     candidate_id,
-    COUNTIF(stage = 'example') AS labels,
-    COUNTIF(stage IN ('example', 'too little history')) AS training_events,
+    SUM(examples) AS labels,
+    COUNTIF({{ seen() }}) AS training_events,
     COUNTIF(event_time < {{ validation_from | literal }}) AS events_before_validation,
     COUNTIF(
       event_time >= {{ popular_from | literal }} AND event_time < {{ test_from | literal }}

@@ -1,7 +1,7 @@
 -- The rows of examples/validation and examples/test.
 {% from "_past.sql" import past_of %}
 WITH asked AS (
-  SELECT query_id, event_time
+  SELECT query_id, event_time{{ ", UNIX_DATE(DATE(event_time)) AS day" if counts }}
   FROM {{ judged | ident }}
   WHERE verdict = 'used'
 ),
@@ -19,6 +19,19 @@ lists AS (
   FROM used
   GROUP BY query_id, part
 )
+{% if counts %}
+-- The events of the days before the day of the query.
+, query_counts AS (
+  SELECT
+    asked.query_id
+{% for days in counts %}
+    , COUNTIF(event.day >= asked.day - {{ days | literal }}) AS {{ ("events_" ~ days ~ "d") | ident }}
+{% endfor %}
+  FROM asked
+  JOIN ordered_events AS event ON event.query_id = asked.query_id AND event.day < asked.day
+  GROUP BY asked.query_id
+)
+{% endif %}
 SELECT
   asked.query_id AS id,
   {{ query }} AS features,
@@ -29,4 +42,7 @@ JOIN queries_now AS entity ON entity.query_id = asked.query_id
 JOIN lists AS history ON history.query_id = asked.query_id AND history.part = 'history'
 JOIN lists AS target ON target.query_id = asked.query_id AND target.part = 'target'
 LEFT JOIN past ON past.query_id = asked.query_id
+{% if counts %}
+LEFT JOIN query_counts ON query_counts.query_id = asked.query_id
+{% endif %}
 ORDER BY id

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataflow.columns import candidate_features, past_values, query_features, restrict_column, struct
+from dataflow.split import day_of
 from dataflow.sql import literal, render
 from dataflow.warehouse import DuckDBWarehouse, Warehouse
 from lockstep.schema import Schema
@@ -35,11 +36,13 @@ SCHEMA = Schema.model_validate(
             "prices": {"type": "numeric_sequence", "columns": ["history.price"], "max_length": 2},
             "country": {"type": "categorical"},
             "when": {"type": "timestamp", "columns": ["event_time"]},
+            "busy": {"type": "numeric", "columns": ["events.2d"]},
         },
         "candidate": {
             "track": {"type": "id", "columns": ["candidate_id"]},
             "words": {"type": "text", "columns": ["colour", "candidate_id"]},
             "price": {"type": "numeric"},
+            "sold": {"type": "numeric", "columns": ["events.2d"]},
         },
         "restricts": ["colour"],
     }
@@ -71,6 +74,7 @@ EVENTS = [
     ("dan", "d", day(3), 0),
     ("dan", "a", day(6), 0),
 ]
+ENGAGEMENT = {("ann", "b"): 3.0, ("ann", "c"): 1.0}
 CANDIDATES = [  # candidate_id, colour, price, row_number
     ("a", "pink", 9.0, 2),  # a later row of the id: the one below counts
     ("a", "red", 1.0, 0),
@@ -87,11 +91,15 @@ QUERIES = [("ann", "FR", 2), ("ann", "DE", 1), ("bob", None, 3), ("eve", "IT", 4
 def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
     work = tmp_path_factory.mktemp("warehouse")
     tables = {
-        "events": (EVENTS, ("query_id", "candidate_id", "event_time", "position")),
+        "events": (
+            [(*event, ENGAGEMENT.get(event[:2])) for event in EVENTS],
+            ("query_id", "candidate_id", "event_time", "position", "engagement"),
+        ),
         "candidates": (CANDIDATES, ("candidate_id", "colour", "price", "row_number")),
         "queries": (QUERIES, ("query_id", "country", "row_number")),
     }
-    types = {"event_time": TIME, "position": pa.int64(), "row_number": pa.int64(), "price": pa.float64()}
+    types = {"event_time": TIME, "position": pa.int64(), "row_number": pa.int64()}
+    types |= {"price": pa.float64(), "engagement": pa.float64()}
     with DuckDBWarehouse(work) as opened:
         for name, (values, columns) in tables.items():
             table = pa.table(
@@ -103,21 +111,48 @@ def warehouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warehouse]:
             pq.write_table(table, work / f"{name}.parquet")
             assert opened.load(name, [work / f"{name}.parquet"]) == len(values)
         assert opened.create("candidates_now", render("candidates_now")) == 6
-        names = {"unknown_candidate": "unknown candidate", "duplicate_event": "duplicate event"}
-        assert opened.create("judged_events", render("judged_events", **names)) == 19
+        assert opened.create("judged_events", judged()) == 19
         assert opened.create("ordered_events", render("ordered_events", buckets=10_000, held_out_buckets=1_500)) == 16
         assert opened.create("queries_now", render("queries_now", columns=["country"])) == 5
-        assert opened.create("staged_events", render("staged_events", validation_from=day(4), min_history=1)) == 16
-        catalogue = render(
-            "catalogue",
-            validation_from=day(4),
-            test_from=day(5),
-            popular_from=day(2),
-            popular_from_validation=day(3),
-        )
-        assert opened.create("catalogue", catalogue) == 5
+        for tower in ("query", "candidate"):
+            opened.create(f"{tower}_days", render("days", key=f"{tower}_id", windows=[2]))
+        assert opened.create("staged_events", staged("next_event")) == 16
+        assert opened.create("catalogue", catalogue()) == 5
         assert opened.create("training_entities", render("training_entities")) == 1
         yield opened
+
+
+def judged(min_engagement: float | None = None) -> str:
+    return render(
+        "judged_events",
+        unknown_candidate="unknown candidate",
+        duplicate_event="duplicate event",
+        min_engagement=min_engagement,
+    )
+
+
+def staged(pairing: str, *, oldest: datetime | None = None) -> str:
+    return render("staged_events", pairing=pairing, window=1, validation_from=day(4), oldest=oldest, min_history=1)
+
+
+def catalogue() -> str:
+    return render(
+        "catalogue",
+        validation_from=day(4),
+        test_from=day(5),
+        popular_from=day(2),
+        popular_from_validation=day(3),
+    )
+
+
+@pytest.fixture
+def paired(warehouse: Warehouse, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The world with its events staged for another pairing."""
+    warehouse.create("staged_events", staged(request.param))
+    warehouse.create("catalogue", catalogue())
+    yield request.param
+    warehouse.create("staged_events", staged("next_event"))
+    warehouse.create("catalogue", catalogue())
 
 
 def rows(warehouse: Warehouse, sql: str) -> list[tuple[Any, ...]]:
@@ -191,7 +226,7 @@ def test_the_cut_is_the_latest_moment_that_leaves_enough(warehouse: Warehouse, e
 def test_span_and_events_from_a_moment(warehouse: Warehouse) -> None:
     assert rows(warehouse, render("span")) == [(16, day(6))]
     assert rows(warehouse, render("events_from", moment=day(5))) == [(5,)]
-    assert rows(warehouse, render("newest_example")) == [(day(3),)]
+    assert rows(warehouse, render("newest_example")) == [(day(3), 3)]
     assert rows(warehouse, render("size", table="queries")) == [(4,)]
     assert rows(warehouse, render("distinct", table="queries", column="query_id")) == [(3,)]
 
@@ -244,18 +279,27 @@ def test_the_catalogue_counts_what_was_known_when(warehouse: Warehouse) -> None:
     ]
 
 
-def training(warehouse: Warehouse, max_history: int) -> list[dict[str, Any]]:
+def training(
+    warehouse: Warehouse, max_history: int, *, pairing: str = "next_event", weight: str = "CAST(1 AS FLOAT64)"
+) -> list[dict[str, Any]]:
     candidates, queries = warehouse.schema("candidates_now"), warehouse.schema("queries_now")
     sql = render(
         "training_examples",
+        pairing=pairing,
         query=struct(query_features(SCHEMA, queries, moment="label.event_time")),
         candidate=struct(candidate_features(SCHEMA, candidates)),
         past=past_values(SCHEMA, candidates),
         max_history=max_history,
+        window=1,
+        query_counts=SCHEMA.counts("query"),
+        candidate_counts=SCHEMA.counts("candidate"),
         newest=day(3),
+        weight=weight,
         seed=1,
+        shards=10,
     )
-    return sorted(warehouse.rows(sql), key=lambda row: (row["query_id"], row["candidate_id"]))
+    order = ("query_id", "candidate_id")
+    return sorted(warehouse.rows(sql), key=lambda row: (*(row[n] for n in order), row["query"]["history"] or []))
 
 
 def test_training_examples_know_only_what_is_strictly_before(warehouse: Warehouse) -> None:
@@ -272,21 +316,129 @@ def test_training_examples_know_only_what_is_strictly_before(warehouse: Warehous
         ("DE", day(3)),
     ]
     assert [row["candidate"] for row in found] == [
-        {"price": 2.0, "track": "b", "words": "blue b"},
-        {"price": None, "track": "c", "words": "green c"},
-        {"price": 4.0, "track": "d", "words": " d"},
+        {"price": 2.0, "sold": 0.0, "track": "b", "words": "blue b"},
+        {"price": None, "sold": 2.0, "track": "c", "words": "green c"},  # dan on day 1, bob on day 2
+        {"price": 4.0, "sold": 0.0, "track": "d", "words": " d"},  # dan's of the same day does not count
     ]
+    assert [row["query"]["busy"] for row in found] == [0.0, 2.0, 2.0]
+    assert [row["newest_history_time"] for row in found] == [day(1), day(1), day(1)]
+    assert [row["weight"] for row in found] == [1.0, 1.0, 1.0]
     assert [(row["candidate_index"], row["sampling_probability"], row["age_days"]) for row in found] == [
         (0, 1 / 3, 2.0),
         (1, 1 / 3, 0.0),
         (2, 1 / 3, 0.0),
     ]
     # printf '1 ann b' | md5sum | cut -c1-15, read as hexadecimal
-    assert [row["order_hash"] for row in found] == [0x892D0192DA2484A, 0x4A6D28AB453C4F8, 0xA3A40B87D9C559B]
+    hashes = [0x892D0192DA2484A, 0x4A6D28AB453C4F8, 0xA3A40B87D9C559B]
+    assert [row["order_hash"] for row in found] == hashes
+    assert [row["shard"] for row in found] == [number % 10 for number in hashes]
 
 
 def test_training_examples_keep_the_last_of_a_long_history(warehouse: Warehouse) -> None:
     assert [row["query"]["history"] for row in training(warehouse, 1)] == [["a"], ["b"], ["b"]]
+
+
+def test_an_example_weighs_by_its_engagement_and_the_mean_where_it_is_unknown(warehouse: Warehouse) -> None:
+    # b 3, c 1, d unknown: the mean of those known is 2
+    assert rows(warehouse, render("engagement", value="label.engagement")) == [(2.0,)]
+    assert [row["weight"] for row in training(warehouse, 2, weight="IFNULL(label.engagement / 2.0, 1)")] == [
+        1.5,
+        0.5,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("paired", ["co_occurrence"], indirect=True)
+def test_co_occurrence_pairs_the_rest_of_the_basket_with_each(warehouse: Warehouse, paired: str) -> None:
+    # bob's a and g are of day 4, which training must not see. Nearest two: of ann's a b c d, around b: a and c.
+    found = [(r["query_id"], r["candidate_id"], r["query"]["history"]) for r in training(warehouse, 2, pairing=paired)]
+    assert found == [
+        ("ann", "a", ["b", "c"]),
+        ("ann", "b", ["a", "c"]),
+        ("ann", "c", ["b", "d"]),
+        ("ann", "d", ["b", "c"]),
+        ("bob", "b", ["c"]),
+        ("bob", "c", ["b"]),
+    ]
+    whole = [row["query"]["history"] for row in training(warehouse, 9, pairing=paired)]
+    assert whole[:4] == [["b", "c", "d"], ["a", "c", "d"], ["a", "b", "d"], ["a", "b", "c"]]
+    assert rows(warehouse, "SELECT candidate_id, labels FROM catalogue ORDER BY candidate_index")[:4] == [
+        ("b", 2),
+        ("c", 2),
+        ("a", 1),
+        ("d", 1),
+    ]
+
+
+@pytest.mark.parametrize("paired", ["candidate_pairs"], indirect=True)
+def test_candidate_pairs_are_neighbours_in_both_directions(warehouse: Warehouse, paired: str) -> None:
+    found = training(warehouse, 1, pairing=paired)
+    assert [(row["query_id"], row["candidate_id"], row["query"]["history"]) for row in found] == [
+        ("ann", "a", ["b"]),
+        ("ann", "b", ["a"]),
+        ("ann", "b", ["c"]),
+        ("ann", "c", ["b"]),
+        ("ann", "c", ["d"]),
+        ("ann", "d", ["c"]),
+        ("bob", "b", ["c"]),
+        ("bob", "c", ["b"]),
+    ]
+    assert len({row["order_hash"] for row in found}) == 8
+    assert [row["sampling_probability"] for row in found[:2]] == [1 / 8, 3 / 8]
+    assert rows(warehouse, render("newest_example")) == [(day(3), 8)]
+    assert rows(warehouse, "SELECT query_id, examples FROM training_entities ORDER BY query_id") == [("ann", 3)]
+
+
+def test_old_labels_are_left_out_but_not_from_histories(warehouse: Warehouse) -> None:
+    warehouse.create("staged_events", staged("next_event", oldest=day(2)))
+    sql = "SELECT candidate_id, stage FROM staged_events WHERE query_id = 'ann' ORDER BY place"
+    assert rows(warehouse, sql) == [
+        ("a", "too little history"),
+        ("b", "too old"),
+        ("c", "example"),
+        ("d", "example"),
+    ]
+    found = [(row["candidate_id"], row["query"]["history"]) for row in training(warehouse, 2)]
+    warehouse.create("staged_events", staged("next_event"))
+    assert found == [("c", ["a", "b"]), ("d", ["a", "b"])]
+
+
+def test_counts_are_of_the_days_before_each_day(warehouse: Warehouse) -> None:
+    # 2024-01-01 is day 19,723. Of c: dan on day 1, bob on day 2, ann on day 3.
+    sql = "SELECT candidate_id, day, events_2d FROM candidate_days WHERE candidate_id IN ('a', 'c') ORDER BY 1, 2"
+    assert rows(warehouse, sql) == [
+        ("a", 19_723, 0),
+        ("a", 19_726, 0),
+        ("a", 19_727, 1),  # bob on day 4
+        ("a", 19_728, 2),  # bob on day 4, cat on day 5
+        ("c", 19_723, 0),
+        ("c", 19_724, 1),
+        ("c", 19_725, 2),
+    ]
+    assert rows(warehouse, "SELECT day, events_2d FROM query_days WHERE query_id = 'dan' ORDER BY day") == [
+        (19_723, 0),
+        (19_724, 1),
+        (19_725, 2),
+        (19_728, 0),
+    ]
+
+
+def test_candidates_as_they_were_at_a_cut(warehouse: Warehouse) -> None:
+    candidates = warehouse.schema("candidates_now")
+    sql = render(
+        "split_candidates",
+        candidate=struct(candidate_features(SCHEMA, candidates)),
+        counts=SCHEMA.counts("candidate"),
+        day=day_of(day(5)),
+    )
+    # On days 3 and 4: ann's c and d, dan's d, bob's a and g.
+    assert [(row["id"], row["features"]["sold"]) for row in warehouse.rows(sql)] == [
+        ("b", 0.0),
+        ("c", 1.0),
+        ("d", 2.0),
+        ("a", 1.0),
+        ("g", 1.0),
+    ]
 
 
 def judge(warehouse: Warehouse, split: str, *, seed_events: int, max_targets: int = 500, queries: int = 100) -> None:
@@ -384,17 +536,18 @@ def test_evaluation_queries_have_features_history_and_targets(warehouse: Warehou
         query=struct(query_features(SCHEMA, queries, moment="asked.event_time")),
         past=past_values(SCHEMA, candidates),
         max_history=2,
+        counts=SCHEMA.counts("query"),
     )
     assert warehouse.rows(sql) == [
         {
             "id": "cat",
-            "features": {"country": None, "history": ["a", "d"], "prices": [1.0, 4.0], "when": day(5, 12)},
+            "features": {"busy": 0.0, "country": None, "history": ["a", "d"], "prices": [1.0, 4.0], "when": day(5, 12)},
             "history": ["a", "d"],
             "targets": ["b"],
         },
         {
             "id": "dan",  # features keep the last two; the history, which rankings leave out, is whole
-            "features": {"country": None, "history": ["b", "d"], "prices": [2.0, 4.0], "when": day(5)},
+            "features": {"busy": 1.0, "country": None, "history": ["b", "d"], "prices": [2.0, 4.0], "when": day(5)},
             "history": ["c", "b", "d"],
             "targets": ["a"],
         },
@@ -408,6 +561,8 @@ def test_query_entities_as_they_are_now(warehouse: Warehouse) -> None:
         query=struct(query_features(SCHEMA, queries, moment=literal(day(6)))),
         past={"excluded": "event.candidate_id", **past_values(SCHEMA, candidates)},
         max_history=2,
+        counts=SCHEMA.counts("query"),
+        day=day_of(day(6)),
     )
     found = warehouse.rows(sql)
     assert [(row["id"], row["history"]) for row in found] == [
@@ -417,6 +572,8 @@ def test_query_entities_as_they_are_now(warehouse: Warehouse) -> None:
         ("dan", ["d", "a"]),
         ("eve", None),
     ]
+    # On days 4 and 5: bob's a and g, cat's a and d.
+    assert [row["features"]["busy"] for row in found] == [0.0, 2.0, 2.0, 0.0, 0.0]
     ann = found[0]["features"]
     assert ann["history"] == ["c", "d"]
     assert math.isnan(ann["prices"][0])  # c has no price
@@ -432,7 +589,10 @@ def test_candidates_as_they_are_now(warehouse: Warehouse) -> None:
         display="candidate.colour",
         restricts={"colour": restrict_column("colour", candidates, "test")},
         crowding="CAST(NULL AS STRING)",
+        counts=SCHEMA.counts("candidate"),
+        day=day_of(day(6)),
     )
+    assert [row["features"]["sold"] for row in warehouse.rows(sql)] == [2.0, 0.0, 0.0, 1.0, 0.0, 1.0]
     assert [tuple(row.values())[2:] for row in warehouse.rows(sql)] == [
         ("red", "red", None),
         ("blue", "blue", None),
@@ -512,22 +672,52 @@ def test_statistics_leave_out_what_is_no_finite_number(warehouse: Warehouse) -> 
 
 
 def test_every_query_has_golden_rows() -> None:
-    here = Path(__file__).read_text(encoding="utf-8")
-    queries = {path.stem for path in (Path(__file__).parents[2] / "dataflow" / "queries").glob("*.sql")}
+    root = Path(__file__).parents[2]
+    tests = "".join(path.read_text(encoding="utf-8") for path in (root / "tests").rglob("test_*.py"))
+    queries = {path.stem for path in (root / "dataflow" / "queries").glob("*.sql")}
     assert len(queries) > 20
-    assert {query for query in queries - {"_past"} if f'"{query}"' not in here} == set()
+    assert {query for query in queries if not query.startswith("_") and f'"{query}"' not in tests} == set()
 
 
 def test_of_identical_rows_exactly_one_counts(tmp_path: Path) -> None:
     """Two windows break ties each in their own way: both copies of a row were once discarded for the other's sake."""
     pairs = [(f"q{number}", "a", day(1), 0) for number in range(300)] * 2
     columns = dict(zip(("query_id", "candidate_id", "event_time", "position"), zip(*pairs, strict=True), strict=True))
+    columns["engagement"] = pa.nulls(len(pairs), pa.float64())
     pq.write_table(pa.table(columns), tmp_path / "events.parquet")
     pq.write_table(pa.table({"candidate_id": ["a"]}), tmp_path / "candidates.parquet")
     with DuckDBWarehouse(tmp_path) as opened:
         opened.load("events", [tmp_path / "events.parquet"])
         opened.load("candidates_now", [tmp_path / "candidates.parquet"])
-        names = {"unknown_candidate": "unknown candidate", "duplicate_event": "duplicate event"}
-        opened.create("judged_events", render("judged_events", **names))
+        opened.create("judged_events", judged())
         counts = rows(opened, render("counts", table="judged_events", column="verdict"))
     assert counts == [("duplicate event", 300), ("used", 300)]
+
+
+def test_events_without_enough_engagement_are_no_positives(tmp_path: Path) -> None:
+    events = [
+        ("q", "a", day(1), 0, 5.0),  # low; the engaged one on day 2 is the first that counts
+        ("q", "a", day(2), 0, 30.0),
+        ("q", "a", day(3), 0, 60.0),
+        ("q", "b", day(1), 0, None),
+        ("q", "c", day(1), 0, 29.0),  # of two rows of one moment the more engaged counts
+        ("q", "c", day(1), 0, 31.0),
+    ]
+    names = ("query_id", "candidate_id", "event_time", "position", "engagement")
+    pq.write_table(pa.table(dict(zip(names, zip(*events, strict=True), strict=True))), tmp_path / "events.parquet")
+    pq.write_table(pa.table({"candidate_id": ["a", "b", "c"]}), tmp_path / "candidates.parquet")
+    with DuckDBWarehouse(tmp_path) as opened:
+        opened.load("events", [tmp_path / "events.parquet"])
+        opened.load("candidates_now", [tmp_path / "candidates.parquet"])
+        opened.create("judged_events", judged(min_engagement=30.0))
+        sql = (
+            "SELECT candidate_id, engagement, verdict FROM judged_events ORDER BY candidate_id, event_time, engagement"
+        )
+        assert rows(opened, sql) == [
+            ("a", 5.0, "low engagement"),
+            ("a", 30.0, "used"),
+            ("a", 60.0, "repeat"),
+            ("b", None, "low engagement"),
+            ("c", 29.0, "duplicate event"),
+            ("c", 31.0, "used"),
+        ]

@@ -16,7 +16,7 @@ class Given(tf.keras.Model):
         return inputs["vector"]
 
 
-def loss(query, candidate, *, ids, probability, temperature=1.0, ages=None, half_life=None):
+def loss(query, candidate, *, ids, probability, temperature=1.0, ages=None, half_life=None, weights=None):
     model = TwoTowerModel(Given(), Given(), temperature=temperature, half_life_days=half_life)
     batch = {
         "query": {"vector": tf.constant(query, tf.float32)},
@@ -24,6 +24,7 @@ def loss(query, candidate, *, ids, probability, temperature=1.0, ages=None, half
         "candidate_index": tf.constant(ids, tf.int64),
         "sampling_probability": tf.constant(probability, tf.float32),
         "age_days": tf.constant(ages or [0.0] * len(ids), tf.float32),
+        "weight": tf.constant(weights or [1.0] * len(ids), tf.float32),
     }
     return float(tf.function(model.compute_loss)(batch, training=True))
 
@@ -49,9 +50,20 @@ def test_half_life_weights_and_their_normalisation():
     # the second example is one half-life old: (0.0655 + 0.2395 / 2) / 1.5
     found = loss(AXES, AXES, ids=[0, 1], probability=[0.25, 0.5], temperature=0.5, ages=[0.0, 30.0], half_life=30.0)
     assert found == pytest.approx((ROW_1 + ROW_2 / 2) / 1.5, rel=1e-5)
-    np.testing.assert_allclose(example_weights(tf.constant([0.0, 30.0, 60.0]), 30.0), [1.0, 0.5, 0.25], rtol=1e-6)
-    np.testing.assert_array_equal(example_weights(tf.constant([0.0, 9999.0]), None), [1.0, 1.0])
-    assert float(example_weights(tf.constant([1e9]), 1.0)[0]) > 0
+    ages = tf.constant([0.0, 30.0, 60.0])
+    np.testing.assert_allclose(example_weights(tf.ones(3), ages, 30.0), [1.0, 0.5, 0.25], rtol=1e-6)
+    np.testing.assert_array_equal(example_weights(tf.ones(3), ages, None), [1.0, 1.0, 1.0])
+
+
+def test_engagement_weighs_too_and_never_to_nothing():
+    # weights 3 and 1: (3 * 0.0655 + 0.2395) / 4
+    found = loss(AXES, AXES, ids=[0, 1], probability=[0.25, 0.5], temperature=0.5, weights=[3.0, 1.0])
+    assert found == pytest.approx((3 * ROW_1 + ROW_2) / 4, rel=1e-5)
+    # 2 and 4, the second one half-life old: 2 and 2
+    both = {"weights": [2.0, 4.0], "ages": [0.0, 30.0], "half_life": 30.0}
+    found = loss(AXES, AXES, ids=[0, 1], probability=[0.25, 0.5], temperature=0.5, **both)
+    assert found == pytest.approx((ROW_1 + ROW_2) / 2, rel=1e-5)
+    assert float(example_weights(tf.constant([0.0]), tf.constant([1e9]), 1.0)[0]) > 0
 
 
 def test_the_same_candidate_elsewhere_in_the_batch_is_no_negative():

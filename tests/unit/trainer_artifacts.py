@@ -200,7 +200,12 @@ def _write_examples(made: Artifacts, rng: np.random.Generator, rows: int, querie
                 writer.write(
                     _example(
                         {"query/history": padded, "candidate/track": [label + 2], "candidate/title": titles[label]},
-                        {"query/mood": [rng.normal()], "sampling_probability": [share[label]], "age_days": [1.0]},
+                        {
+                            "query/mood": [rng.normal()],
+                            "sampling_probability": [share[label]],
+                            "age_days": [1.0],
+                            "weight": [1.0],
+                        },
                         int(label),
                     )
                 )

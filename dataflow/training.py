@@ -1,0 +1,158 @@
+"""The training rows: positive pairs with what was known of each side, and the catalogue that they index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from dataflow.columns import candidate_features, past_values, query_features, struct
+from dataflow.entities import split_candidates, write_parts
+from dataflow.interactions import counts_by
+from dataflow.split import POPULAR_DAYS, Cuts, day_of
+from dataflow.sql import render
+from dataflow.stages import Stage
+from dataflow.warehouse import Warehouse
+from lockstep.config import DataSection
+from lockstep.errors import ConfigError, DataError
+from lockstep.schema import Schema
+
+MIN_SHARDS = 4
+"""Fewest files of training records, so that small data too is read by several threads."""
+
+_CATALOGUE = pa.schema(
+    [
+        ("id", pa.string()),
+        ("count", pa.int64()),
+        ("popular_30d", pa.int64()),
+        ("popular_30d_validation", pa.int64()),
+        ("probability", pa.float64()),
+    ]
+)
+_ENGAGEMENT = {"linear": "GREATEST(label.engagement, 0)", "log": "LN(1 + GREATEST(label.engagement, 0))"}
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What was exported for the training records.
+
+    Args:
+        stages: the account of the events.
+        examples: rows exported.
+        candidates: rows of the catalogue.
+        shards: folders that the rows are spread over.
+    """
+
+    stages: list[Stage]
+    examples: int
+    candidates: int
+    shards: int
+
+
+def write_training_rows(
+    warehouse: Warehouse, schema: Schema, data: DataSection, cuts: Cuts, examples: Path, work: Path
+) -> TrainingRows:
+    """Stage the events, write the catalogue, and export the training rows to <work>/training/shard=<n>.
+
+    Creates staged_events, catalogue and training_entities, and candidate_days and query_days where features count.
+
+    Args:
+        examples: the artifact's folder, which gets catalogue.parquet and, where candidate features count events,
+            the candidates as they were at each cut.
+
+    Raises:
+        DataError: no event can be a label.
+        ConfigError: [data] pairing has nothing to pair.
+    """
+    stage = _stage_events(warehouse, schema, data, cuts)
+    candidates = _catalogue(warehouse, cuts, examples, work)
+    if schema.counts("candidate"):
+        for split, cut in (("validation", cuts.validation_from), ("test", cuts.test_from)):
+            split_candidates(warehouse, schema, cut, examples / f"{split}_candidates", work)
+    warehouse.create("training_entities", render("training_entities"))
+    newest = warehouse.rows(render("newest_example"))[0]
+    expected = int(newest["examples"])
+    shards = max(MIN_SHARDS, -(-expected // data.shard_rows))
+    columns = warehouse.schema("candidates_now")
+    past = past_values(schema, columns)
+    sql = render(
+        "training_examples",
+        pairing=data.pairing,
+        query=struct(query_features(schema, warehouse.schema("queries_now"), moment="label.event_time")),
+        candidate=struct(candidate_features(schema, columns)),
+        past=past,
+        max_history=schema.max_history,
+        window=data.window,
+        query_counts=schema.counts("query"),
+        candidate_counts=schema.counts("candidate"),
+        newest=newest["newest"],
+        weight=_weight(warehouse, data),
+        seed=data.seed,
+        shards=shards,
+    )
+    written = warehouse.export_shards(sql, work / "training", column="shard")
+    pairs = Stage("training pairs", expected, written).check()
+    return TrainingRows([stage, pairs], written, candidates, shards)
+
+
+def _stage_events(warehouse: Warehouse, schema: Schema, data: DataSection, cuts: Cuts) -> Stage:
+    """Create staged_events, and the daily counts that features want."""
+    if data.pairing == "candidate_pairs" and not schema.max_history:
+        raise ConfigError(
+            "[data] pairing = 'candidate_pairs' needs a query feature of the other candidate, such as "
+            '[schema.query.other] type = "text_sequence", columns = ["history.title"], max_length = 1'
+        )
+    staged = warehouse.create(
+        "staged_events",
+        render(
+            "staged_events",
+            pairing=data.pairing,
+            window=data.window,
+            validation_from=cuts.validation_from,
+            oldest=cuts.oldest_label(data),
+            # A pair takes two.
+            min_history=max(data.min_history, 1) if data.pairing == "candidate_pairs" else data.min_history,
+        ),
+    )
+    stages = counts_by(warehouse, "staged_events", "stage")
+    labels = stages.pop("example", 0)
+    if not labels:
+        raise DataError(
+            f"no training example is left of {staged} events ({stages}): set [data] validation_from later than "
+            f"{cuts.validation_from}, or lower validation_share, test_share, holdout_share or min_history"
+        )
+    for tower in ("query", "candidate"):
+        if schema.counts(tower):
+            warehouse.create(f"{tower}_days", render("days", key=f"{tower}_id", windows=schema.counts(tower)))
+    return Stage("training", staged, labels, filtered=stages).check()
+
+
+def _catalogue(warehouse: Warehouse, cuts: Cuts, examples: Path, work: Path) -> int:
+    sql = render(
+        "catalogue",
+        validation_from=cuts.validation_from,
+        test_from=cuts.test_from,
+        popular_from=cuts.test_from - POPULAR_DAYS,
+        popular_from_validation=cuts.validation_from - POPULAR_DAYS,
+    )
+    candidates = warehouse.create("catalogue", sql)
+    file = work / "catalogue.parquet"
+    warehouse.export(render("catalogue_rows"), file)
+    write_parts(file, examples / "catalogue.parquet", lambda rows: rows.cast(_CATALOGUE))
+    return candidates
+
+
+def _weight(warehouse: Warehouse, data: DataSection) -> str:
+    """SQL of an example's weight; an event of unknown engagement weighs as much as the mean."""
+    if data.engagement_weight == "none":
+        return "CAST(1 AS FLOAT64)"
+    value = _ENGAGEMENT[data.engagement_weight]
+    mean = warehouse.rows(render("engagement", value=value))[0]["mean"]
+    if mean is None or mean <= 0:
+        raise DataError(
+            f"[data] engagement_weight = {data.engagement_weight!r}, but no training example has an engagement above 0: "
+            "set [data.tables.events] engagement to the column that holds it"
+        )
+    # Engines add in any order, which moves the last bits: seven digits are the same every time.
+    return f"IFNULL({value} / {float(f'{mean:.7g}')!r}, 1)"
