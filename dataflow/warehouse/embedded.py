@@ -14,6 +14,13 @@ from dataflow.warehouse.guard import to_duckdb
 from lockstep.errors import DataError
 from lockstep.schema import NAME
 
+_SHARD_ROWS = 4_096
+"""Rows of a shard that each thread gathers before it writes them. DuckDB gathers 524,288: a few wide rows in each of 40
+shards then fill all the memory that it has, and spill. Measured with 2.5 million rows of 1.5 kB in 40 shards: 0.6 GB
+against 3.9 GB, in less time, for 3 % more bytes on disk."""
+_SHARD_FILES = 500
+"""Shards that are open at a time; of more, some have several files. A process may often open 1,024."""
+
 
 class DuckDBWarehouse(Warehouse):
     """Runs guarded BigQuery SQL on DuckDB, in bounded memory.
@@ -37,6 +44,8 @@ class DuckDBWarehouse(Warehouse):
             ("TimeZone", "UTC"),
             ("preserve_insertion_order", False),
             ("enable_progress_bar", False),
+            ("partitioned_write_flush_threshold", _SHARD_ROWS),
+            ("partitioned_write_max_open_files", _SHARD_FILES),
         ):
             self._connection.execute(f"SET {name} = {_literal(value)}")
 
@@ -55,6 +64,19 @@ class DuckDBWarehouse(Warehouse):
     def export(self, sql: str, destination: Path, *, row_group_rows: int = 32_768) -> int:
         options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group_rows:d}"
         copied = self._execute(f"COPY ({to_duckdb(sql)}) TO {_literal(str(destination))} ({options})", sql)
+        return int(copied[0][0])
+
+    def export_shards(self, sql: str, destination: Path, *, column: str) -> int:
+        destination.mkdir()
+        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_SHARD_ROWS}, PARTITION_BY ({_name(column)})"
+        copied = self._execute(f"COPY ({to_duckdb(sql)}) TO {_literal(str(destination))} ({options})", sql)
+        wrong = [
+            folder.name for folder in destination.iterdir() if not folder.name.removeprefix(f"{column}=").isdigit()
+        ]
+        if wrong:
+            raise DataError(
+                f"the shards of {column!r} are numbers from 0 on, found {min(wrong)}. In: {sql.strip()[:500]}"
+            )
         return int(copied[0][0])
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
