@@ -1,39 +1,36 @@
 """Table files: Parquet and CSV, one file or a glob, read as Arrow batches of bounded size.
 
 CSV is decoded leniently (`rows.INVALID` marks each byte that is no UTF-8) and every column comes as text, so that
-one bad row never stops a file; records that have too few or too many fields are handed out one by one.
+one bad row never stops a file; lines that end within quotes (see `lines`) and records that have too few or too many
+fields are handed out one by one.
 """
 
 from __future__ import annotations
 
-import codecs
-from collections.abc import Callable, Iterator
+import logging
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from dataflow.dead_letters import Reason
-from dataflow.sources.rows import INVALID
+from dataflow.sources.lines import MAX_BYTES, SoundLines
 from lockstep.errors import DataError
 
 BATCH_ROWS = 65_536
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = MAX_BYTES
 """CSV is read in blocks of this size; no record may be longer."""
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _COMPRESSIONS = {".gz", ".bz2", ".zst"}
+_BREAK = re.compile("\r\n?|\n")
 
-
-def _mark(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeDecodeError)
-    bad = error.object[error.start : error.end]
-    return "".join(f"{INVALID}\\x{byte:02x}" for byte in bad), error.end
-
-
-codecs.register_error("lockstep-mark", _mark)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,95 +75,80 @@ def is_csv(path: Path) -> bool:
     raise DataError(f"{path} is neither .parquet nor .csv (or .tsv, also .gz): convert or rename it")
 
 
-def column_types(path: Path) -> dict[str, pa.DataType]:
+def column_types(path: Path, *, multiline: bool = False) -> dict[str, pa.DataType]:
     """Name and type of each column of a file; of CSV all are strings.
 
     Raises:
         DataError: the file cannot be read.
     """
-    try:
+    with _readable(path):
         if not is_csv(path):
             return {field.name: field.type for field in pq.read_schema(path)}
-        with _Csv(path, None, lambda _: "skip") as reader:
+        with _Csv(path, None, [], multiline=multiline) as reader:
             return dict.fromkeys(reader.schema.names, pa.string())
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def read_batches(path: Path, columns: list[str]) -> Iterator[Batch]:
+def read_batches(path: Path, columns: list[str], *, multiline: bool = False) -> Iterator[Batch]:
     """Rows of a file, only the named columns, in the file's order.
+
+    Args:
+        multiline: quoted values of CSV may hold line breaks.
 
     Raises:
         DataError: the file is corrupt, or a CSV record is longer than a block.
     """
+    wanted = list(dict.fromkeys(columns))
+    with _readable(path):
+        yield from _csv_batches(path, wanted, multiline) if is_csv(path) else _parquet_batches(path, wanted)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        yield from _csv_batches(path, columns) if is_csv(path) else _parquet_batches(path, columns)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read to its end: {error}; restore the file") from error
+        yield
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}; restore the file") from error
 
 
 def _parquet_batches(path: Path, columns: list[str]) -> Iterator[Batch]:
     with pq.ParquetFile(path) as file:
-        for rows in file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys(columns))):
+        for rows in file.iter_batches(BATCH_ROWS, columns=columns):
             yield Batch(rows, path)
 
 
-def _csv_batches(path: Path, columns: list[str]) -> Iterator[Batch]:
-    header = list(column_types(path))
-    # The last column tells whether a quote that was never closed has swallowed the rest of the file.
-    wanted = list(dict.fromkeys([*columns, header[-1]]))
+def _csv_batches(path: Path, columns: list[str], multiline: bool) -> Iterator[Batch]:
     broken: list[Batch] = []
-
-    def skip(row: pa_csv.InvalidRow) -> str:
-        shown = pa.RecordBatch.from_pylist([{"text": row.text}])
-        lines = 1 + row.text.rstrip("\r\n").count("\n")
-        broken.append(Batch(shown, path, broken=Reason.WRONG_COLUMNS, lines=lines))
-        return "skip"
-
-    with _Csv(path, wanted, skip) as reader:
-        last: pa.RecordBatch | None = None
+    with _Csv(path, columns, broken, multiline=multiline) as reader:
         for rows in reader:
-            if last is not None and len(last):
-                yield from _sliced(last, columns, path, reader.marked)
-            last = rows
-            yield from _drained(broken)
-        yield from _drained(broken)
-        if last is not None and len(last):
-            yield from _last_rows(last, columns, path, reader, header[-1])
-
-
-def _sliced(rows: pa.RecordBatch, columns: list[str], path: Path, marked: bool) -> Iterator[Batch]:
-    rows = rows.select(list(dict.fromkeys(columns)))
-    for start in range(0, len(rows), BATCH_ROWS):
-        yield Batch(rows.slice(start, BATCH_ROWS), path, marked)
-
-
-def _last_rows(rows: pa.RecordBatch, columns: list[str], path: Path, reader: _Csv, last_column: str) -> Iterator[Batch]:
-    text = rows.column(last_column)[-1].as_py() or ""
-    if text.endswith("\n") and not reader.ends_quoted:
-        lines = text.rstrip("\r\n").count("\n") + 1
-        yield from _sliced(rows.slice(0, len(rows) - 1), columns, path, reader.marked)
-        yield Batch(rows.slice(len(rows) - 1), path, broken=Reason.UNCLOSED_QUOTE, lines=lines)
-    else:
-        yield from _sliced(rows, columns, path, reader.marked)
-
-
-def _drained(broken: list[Batch]) -> Iterator[Batch]:
-    while broken:
-        yield broken.pop(0)
+            while broken:
+                yield broken.pop(0)
+            for start in range(0, len(rows), BATCH_ROWS):
+                yield Batch(rows.slice(start, BATCH_ROWS), path, reader.marked)
+        yield from broken
+    if reader.unclosed and not multiline:
+        _log.warning(
+            "%s: lines that end within quotes, dead letters now: %d; if values of this table hold line breaks, "
+            "set multiline = true in its section of [data.tables]",
+            *(path, reader.unclosed),
+        )
 
 
 class _Csv:
-    """A streaming CSV reader over leniently decoded text."""
+    """A streaming CSV reader; what is no row goes into `broken`."""
 
-    def __init__(self, path: Path, columns: list[str] | None, skip: Callable[[pa_csv.InvalidRow], str]) -> None:
-        self._source = _LenientUtf8(pa.input_stream(str(path)))
+    def __init__(self, path: Path, columns: list[str] | None, broken: list[Batch], *, multiline: bool) -> None:
+        self.unclosed = 0
+        self._path, self._broken = path, broken
+        delimiter = _DELIMITERS[_csv_suffix(path)]
+        self._source = SoundLines(
+            pa.input_stream(str(path)), str(path), delimiter, multiline=multiline, refuse=self._refuse_line
+        )
         try:
             self._reader = pa_csv.open_csv(
                 pa.PythonFile(self._source, mode="r"),
                 read_options=pa_csv.ReadOptions(block_size=BLOCK_BYTES),
                 parse_options=pa_csv.ParseOptions(
-                    delimiter=_DELIMITERS[_csv_suffix(path)], newlines_in_values=True, invalid_row_handler=skip
+                    delimiter=delimiter, newlines_in_values=multiline, invalid_row_handler=self._skip
                 ),
                 convert_options=pa_csv.ConvertOptions(
                     check_utf8=False,
@@ -181,15 +163,21 @@ class _Csv:
             raise
         self.schema = self._reader.schema
 
+    def _skip(self, row: pa_csv.InvalidRow) -> str:
+        lines = 1 + len(_BREAK.findall(row.text.rstrip("\r\n")))
+        shown = pa.RecordBatch.from_pylist([{"text": row.text}])
+        self._broken.append(Batch(shown, self._path, broken=Reason.WRONG_COLUMNS, lines=lines))
+        return "skip"
+
+    def _refuse_line(self, line: bytes) -> None:
+        self.unclosed += 1
+        shown = pa.RecordBatch.from_pylist([{"text": line.decode()}])
+        self._broken.append(Batch(shown, self._path, broken=Reason.UNCLOSED_QUOTE))
+
     @property
     def marked(self) -> bool:
         """Whether any byte so far was no UTF-8."""
         return self._source.marked
-
-    @property
-    def ends_quoted(self) -> bool:
-        """Whether the file's last character is a quote; known at its end."""
-        return self._source.tail.rstrip(b"\r\n").endswith(b'"')
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return iter(self._reader)
@@ -200,49 +188,6 @@ class _Csv:
     def __exit__(self, *_: object) -> None:
         self._reader.close()
         self._source.close()
-
-
-class _LenientUtf8:
-    """A binary file whose invalid bytes are replaced by marks, so that what is read from it is UTF-8."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8")("lockstep-mark")
-        self._ready = bytearray()
-        self._ended = False
-        self.closed = False
-        self.marked = False
-        self.tail = b""
-
-    def read(self, size: int = -1) -> bytes:
-        while not self._ended and (size < 0 or len(self._ready) < size):
-            data = self._file.read(1 << 20)
-            self._ended = not data
-            text = self._decoder.decode(data, final=self._ended)
-            self.marked = self.marked or INVALID in text
-            encoded = text.encode()
-            self.tail = (self.tail + encoded)[-8:]
-            self._ready += encoded
-        size = len(self._ready) if size < 0 else size
-        taken = bytes(self._ready[:size])
-        del self._ready[:size]
-        return taken
-
-    def close(self) -> None:
-        self._file.close()
-        self.closed = True
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return False
-
-    def flush(self) -> Any:
-        return None
 
 
 def _csv_suffix(path: Path) -> str:

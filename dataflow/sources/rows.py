@@ -123,7 +123,9 @@ def _whole_numbers(values: pa.Array, check: RowCheck, column: str) -> pa.Array:
 
 
 def parse_doubles(values: pa.Array, check: RowCheck, column: str) -> pa.Array:
-    """Finite numbers; null is allowed, NaN is not: a missing number is null."""
+    """Finite numbers, yes and no as 1 and 0; null is allowed, NaN is not: a missing number is null."""
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int64())
     if not _is_number(values.type):
         text = pc.utf8_trim_whitespace(_text(values, check, column))
         text = pc.if_else(pc.equal(text, ""), None, text)

@@ -88,6 +88,7 @@ class _Reader:
     columns: Mapping[str, str]
     parsers: Mapping[str, Parser]
     types: Mapping[str, pa.DataType]
+    multiline: bool
     dead_letters: DeadLetters
 
     def rows(self, writer: SourceWriter) -> Iterator[dict[str, pa.Array]]:
@@ -95,7 +96,7 @@ class _Reader:
         progress = Progress(self.table, len(self.files))
         for path in self.files:
             needed = sorted(set(self.columns.values()))
-            for batch in read_batches(path, needed):
+            for batch in read_batches(path, needed, multiline=self.multiline):
                 if batch.broken is not None:
                     writer.count_read(self.table, batch.lines)
                     self.dead_letters.add_batch(batch.broken, batch.rows, path.name, rows=[batch.lines])
@@ -124,12 +125,14 @@ class _Reader:
 
 def _events_reader(section: EventsTable, folder: Path, dead_letters: DeadLetters) -> _Reader:
     where = "[data.tables.events]"
-    files = find_files(folder, section.file, f"{where} file")
+    files = find_files(folder, _pattern(section, where), f"{where} file")
     columns = {"query_id": section.query, "candidate_id": section.candidate, "event_time": section.timestamp}
     if section.position is not None:
         columns["position"] = section.position
+    if section.engagement is not None:
+        columns["engagement"] = section.engagement
     for path in files:
-        _check_columns(path, column_types(path), columns.values(), where)
+        _check_columns(path, column_types(path, multiline=section.multiline), columns.values(), where)
     moments = MomentReader(section.timestamp_unit, f"{where} timestamp_unit")
     parsers: dict[str, Parser] = {
         "query_id": parse_ids,
@@ -137,24 +140,42 @@ def _events_reader(section: EventsTable, folder: Path, dead_letters: DeadLetters
         "event_time": moments.parse,
         "position": partial(parse_integers, required=True),
     }
-    return _Reader("events", files, columns, parsers, {}, dead_letters)
+    if section.engagement is not None:
+        parsers["engagement"] = parse_doubles
+    return _Reader("events", files, columns, parsers, {}, section.multiline, dead_letters)
 
 
 def _attributes_reader(table: str, section: AttributesTable, folder: Path, dead_letters: DeadLetters) -> _Reader:
     where = f"[data.tables.{table}]"
-    files = find_files(folder, section.file, f"{where} file")
-    found = column_types(files[0])
+    files = find_files(folder, _pattern(section, where), f"{where} file")
+    found = column_types(files[0], multiline=section.multiline)
     mapping = dict(section.columns) or _own_names(found, section, where)
     _check_mapping(section, mapping, where)
     for path in files:
-        _check_columns(path, column_types(path), [section.id, *mapping.values()], where)
+        _check_columns(path, column_types(path, multiline=section.multiline), [section.id, *mapping.values()], where)
     parsers: dict[str, Parser] = {ID_COLUMNS[table]: parse_ids}
     types = {ID_COLUMNS[table]: pa.string()}
     for name, column in mapping.items():
         declared = _DECLARED.get(section.types.get(name, ""))
         types[name] = _attribute_type(found[column], declared, name in section.separators, f"{files[0]}: {column!r}")
         parsers[name] = _parser(types[name], section.separators.get(name), f"{where} types")
-    return _Reader(table, files, {ID_COLUMNS[table]: section.id, **mapping}, parsers, types, dead_letters)
+    columns = {ID_COLUMNS[table]: section.id, **mapping}
+    return _Reader(table, files, columns, parsers, types, section.multiline, dead_letters)
+
+
+def _pattern(section: EventsTable | AttributesTable, where: str) -> str:
+    """The files that a table's section names.
+
+    Raises:
+        ConfigError: it names none, or a table of another source.
+    """
+    if section.table is not None:
+        raise ConfigError(
+            f"{where} has table = {section.table!r}, but source = 'tables' reads files: set `file` instead"
+        )
+    if section.file is None:
+        raise ConfigError(f"{where} needs `file`: the name, below [data] path, of a Parquet or CSV file, or a glob")
+    return section.file
 
 
 def _own_names(found: Mapping[str, pa.DataType], section: AttributesTable, where: str) -> dict[str, str]:

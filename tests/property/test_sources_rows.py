@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ ROW = st.one_of(
 TABLES = {"query": "user", "candidate": "thing", "timestamp": "at", "timestamp_unit": "s"}
 
 
-def read_events(folder: Path, name: str) -> Read:
-    values = {"source": "tables", "path": str(folder), "tables": {"events": {"file": name, **TABLES}}}
+def read_events(folder: Path, name: str, **mapping: Any) -> Read:
+    values = {"source": "tables", "path": str(folder), "tables": {"events": {"file": name, **TABLES, **mapping}}}
     return read(DataSection.model_validate(values), folder / "out")
 
 
@@ -61,17 +62,52 @@ def quoted(value: Any) -> bytes:
     return b"" if value is None else b'"' + str(value).replace('"', '""').encode() + b'"'
 
 
+def csv_of(lines: list[Any]) -> bytes:
+    content = [
+        line if isinstance(line, bytes) else b",".join(quoted(value) for value in line[1:]) + b"\n" for line in lines
+    ]
+    return b"user,thing,at\n" + b"".join(content)
+
+
+def rows_of(lines: list[Any]) -> list[Any]:
+    return [(False, None, None, None) if isinstance(line, bytes) else line for line in lines]
+
+
+def breaks_line(line: Any) -> bool:
+    return not isinstance(line, bytes) and any(character in str(line[1:3]) for character in ("\\n", "\\r"))
+
+
 @FAST
 @given(st.lists(st.one_of(ROW, RAGGED), min_size=1, max_size=30))
+def test_csv_rows_are_conserved_where_values_may_hold_line_breaks(lines: list[Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "e.csv").write_bytes(csv_of(lines))
+        check(read_events(Path(folder), "e.csv", multiline=True), rows_of(lines))
+
+
+@FAST
+@given(st.lists(st.one_of(ROW, RAGGED).filter(lambda line: not breaks_line(line)), min_size=1, max_size=30))
 def test_csv_rows_are_conserved(lines: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        content = [
-            line if isinstance(line, bytes) else b",".join(quoted(value) for value in line[1:]) + b"\n"
-            for line in lines
-        ]
-        Path(folder, "e.csv").write_bytes(b"user,thing,at\n" + b"".join(content))
-        rows = [(False, None, None, None) if isinstance(line, bytes) else line for line in lines]
-        check(read_events(Path(folder), "e.csv"), rows)
+        Path(folder, "e.csv").write_bytes(csv_of(lines))
+        check(read_events(Path(folder), "e.csv"), rows_of(lines))
+
+
+PIECE = st.sampled_from(
+    [b'"', b'""', b",", b"\n", b"\r", b"\r\n", b"a", b"\xff", b"u,t,1493424000", b'"u","t",1493424000']
+)
+
+
+@settings(FAST, max_examples=300)
+@given(st.lists(PIECE, max_size=40))
+def test_of_any_text_every_line_is_counted_once_and_a_sound_line_is_read(pieces: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        text = b"".join(pieces) + b"\nlast,t,1493424000\n"
+        Path(folder, "e.csv").write_bytes(b"user,thing,at\n" + text)
+        made = read_events(Path(folder), "e.csv")
+    assert made.counts.events_in == sum(1 for line in re.split(b"\r\n|\r|\n", text) if line)
+    assert made.events[-1]["query_id"] == "last"
+    assert not any(character in event["query_id"] for event in made.events for character in "\r\n")
 
 
 TRACK = st.one_of(

@@ -48,14 +48,21 @@ def test_csv_events_make_their_own_candidates_and_queries(tmp_path: Path) -> Non
         tmp_path, "user,thing,at\nu1,007,2024-05-06 12:00\nu1,x,2024-05-06T12:00:01.5Z\nu2,007,2024-05-07\n"
     )
     assert made.events == [
-        {"query_id": "u1", "candidate_id": "007", "event_time": NOON, "position": 0},
+        {"query_id": "u1", "candidate_id": "007", "event_time": NOON, "position": 0, "engagement": None},
         {
             "query_id": "u1",
             "candidate_id": "x",
             "event_time": NOON.replace(second=1, microsecond=500_000),
             "position": 1,
+            "engagement": None,
         },
-        {"query_id": "u2", "candidate_id": "007", "event_time": datetime(2024, 5, 7, tzinfo=UTC), "position": 2},
+        {
+            "query_id": "u2",
+            "candidate_id": "007",
+            "event_time": datetime(2024, 5, 7, tzinfo=UTC),
+            "position": 2,
+            "engagement": None,
+        },
     ]
     assert made.candidates == [{"candidate_id": "007", "row_number": 0}, {"candidate_id": "x", "row_number": 1}]
     assert made.queries == [{"query_id": "u1", "row_number": 0}, {"query_id": "u2", "row_number": 1}]
@@ -202,6 +209,7 @@ def test_attributes_of_csv_are_text_unless_typed_or_separated(tmp_path: Path) ->
         "id": "thing",
         "types": {"price": "double", "ok": "bool", "at": "timestamp", "vector": "double"},
         "separators": {"genres": "|", "vector": ";"},
+        "multiline": True,
     }
     made = read_csv(tmp_path, "user,thing,at\nu,1,2024-05-06\n", candidates=table)
     assert [list(row.values()) for row in made.candidates] == [
@@ -315,16 +323,6 @@ def test_a_dead_csv_row_shows_what_was_found(tmp_path: Path) -> None:
     ]
 
 
-def test_a_quote_that_is_never_closed_takes_the_rest_of_the_file_with_it_and_is_counted(tmp_path: Path) -> None:
-    made = read_csv(tmp_path, 'user,thing,at\nu1,t,2024-05-06\nu2,t,"2024-05-06\nu3,t,2024-05-06\nu4,t,2024-05-06\n')
-    assert [event["query_id"] for event in made.events] == ["u1"]
-    assert made.reasons == {"unclosed quote": 3}
-    assert made.counts.events_in == 4
-    made = read_csv(tmp_path, 'user,thing,at\nu1,t,2024-05-06\nu2,"t,2024-05-06\nu3,t,2024-05-06\nu4,t,2024-05-06\n')
-    assert [event["query_id"] for event in made.events] == ["u1"]
-    assert made.reasons == {"wrong number of columns": 3}
-
-
 def test_a_million_byte_title_is_dead_lettered_and_a_legal_one_is_not(tmp_path: Path) -> None:
     titles = {"a": "é" * (MAX_TEXT_BYTES // 2), "b": "x" * 1_000_000, "c": "x" * (MAX_TEXT_BYTES + 1), "d": ""}
     (tmp_path / "things.csv").write_text("thing,title\n" + "".join(f"{k},{v}\n" for k, v in titles.items()))
@@ -425,6 +423,38 @@ def test_a_position_is_the_columns_where_there_is_one(tmp_path: Path) -> None:
     assert [e["position"] for e in read_parquet(tmp_path, place=pa.array([9, 4], pa.int16())).events] == [9, 4]
 
 
+@pytest.mark.parametrize(
+    ("values", "kept", "reasons"),
+    [
+        (pa.array([1.5, None, 0.0]), [1.5, None, 0.0], {}),
+        (pa.array([3, None, -2], pa.int16()), [3.0, None, -2.0], {}),
+        (pa.array([Decimal("2.5"), None]), [2.5, None], {}),
+        (pa.array([True, False, None]), [1.0, 0.0, None], {}),
+        (pa.array([" 12.5 ", "", None, "1e3"]), [12.5, None, None, 1000.0], {}),
+        (pa.array(["5 s", "7", "NaN", "inf", "1e999"]), [7.0], {"wrong type": 1, "not a finite number": 3}),
+        (pa.array([float("nan"), 1.0, float("-inf")]), [1.0], {"not a finite number": 2}),
+    ],
+)
+def test_engagement_is_a_number_or_missing(
+    tmp_path: Path, values: pa.Array, kept: list[float | None], reasons: dict[str, int]
+) -> None:
+    rows = len(values)
+    table = {"user": ["u"] * rows, "thing": ["t"] * rows, "at": [NOON] * rows, "watch_seconds": values}
+    pq.write_table(pa.table(table), tmp_path / "events.parquet")
+    events = {**EVENTS, "file": "events.parquet", "engagement": "watch_seconds"}
+    made = read(section(tmp_path, events=events), tmp_path / "out")
+    assert [event["engagement"] for event in made.events] == kept
+    assert made.reasons == reasons
+    assert {line["column"] for line in made.dead} <= {"watch_seconds"}
+
+
+def test_engagement_of_csv_is_read_from_text(tmp_path: Path) -> None:
+    text = "user,thing,at,stars\nu,a,2024-05-06,4.5\nu,b,2024-05-06,\nu,c,2024-05-06,many\n"
+    made = read_csv(tmp_path, text, events={**EVENTS, "engagement": "stars"})
+    assert [(event["candidate_id"], event["engagement"]) for event in made.events] == [("a", 4.5), ("b", None)]
+    assert (made.reasons, made.dead[0]["column"]) == ({"wrong type": 1}, "stars")
+
+
 def test_all_rows_bad_is_for_the_share_check_to_stop(tmp_path: Path) -> None:
     made = read_csv(tmp_path, "user,thing,at\n,,\n,,\n")
     assert (made.events, made.candidates, made.queries, made.reasons) == ([], [], [], {"empty id": 2})
@@ -448,6 +478,7 @@ def test_all_rows_bad_is_for_the_share_check_to_stop(tmp_path: Path) -> None:
         ),
         ({"timestamp": "when"}, "has no column 'when'"),
         ({"position": "line"}, "has no column 'line'"),
+        ({"engagement": "stars"}, "has no column 'stars'"),
     ],
 )
 def test_a_missing_file_or_column_is_an_error_that_lists_what_there_is(
@@ -475,6 +506,23 @@ def test_a_mapping_that_contradicts_the_file_is_an_error(tmp_path: Path, table: 
     (tmp_path / "things.csv").write_text("thing,title\n1,t\n")
     with pytest.raises((ConfigError, DataError), match=error):
         read_csv(tmp_path, "user,thing,at\n", candidates={"file": "things.csv", "id": "thing", **table})
+
+
+@pytest.mark.parametrize("table", ["events", "candidates"])
+def test_a_table_of_another_source_is_an_error_that_says_what_to_set(tmp_path: Path, table: str) -> None:
+    (tmp_path / "things.csv").write_text("thing\n1\n")
+    mapping = {"events": EVENTS, "candidates": {"file": "things.csv", "id": "thing"}}
+    where = rf"\[data.tables.{table}\]"
+    fileless = {**mapping, table: {k: v for k, v in mapping[table].items() if k != "file"}}
+    with pytest.raises(
+        ConfigError, match=rf"^{where} needs `file`: the name, below \[data\] path, of a Parquet or CSV"
+    ):
+        read_csv(tmp_path, "user,thing,at\n", **fileless)
+    both = {**mapping, table: {**mapping[table], "table": "p.d.t"}}
+    with pytest.raises(
+        ConfigError, match=rf"^{where} has table = 'p.d.t', but source = 'tables' reads files: set `file`"
+    ):
+        read_csv(tmp_path, "user,thing,at\n", **both)
 
 
 @pytest.mark.parametrize(
