@@ -29,18 +29,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from dataflow.columns import candidate_features, past_values, query_features, struct
 from dataflow.dead_letters import DeadLetters
 from dataflow.encoded import Learned, encoded_features, features_json
-from dataflow.entities import write_entities, write_parts
+from dataflow.entities import write_entities
 from dataflow.evaluation_queries import write_evaluation
-from dataflow.interactions import counts_by, prepare_events
+from dataflow.interactions import prepare_events
 from dataflow.sources import SourceCounts, read_source
-from dataflow.split import POPULAR_DAYS, Cuts, find_cuts
-from dataflow.sql import render
+from dataflow.split import Cuts, find_cuts
 from dataflow.stages import Stage
+from dataflow.training import TrainingRows, write_training_rows
 from dataflow.warehouse import Warehouse, open_warehouse
 from lockstep.config import DataSection
 from lockstep.errors import DataError
@@ -49,18 +46,6 @@ from lockstep.storage import fresh_directory
 from lockstep.tags import Kind, Tag, write_tag
 
 _log = logging.getLogger(__name__)
-
-_CATALOGUE = pa.schema(
-    [
-        ("id", pa.string()),
-        ("count", pa.int64()),
-        ("popular_30d", pa.int64()),
-        ("popular_30d_validation", pa.int64()),
-        ("probability", pa.float64()),
-    ]
-)
-_BATCH = 4_096
-"""Training rows that are encoded at once."""
 
 
 def run(*, examples: Path, preprocessing: Path, entities: Path, run_id: str, data: DataSection, schema: Schema) -> Tag:
@@ -107,7 +92,8 @@ class _Job:
     def __post_init__(self) -> None:
         self.stages: list[Stage] = []
         self.report: dict[str, Any] = {}
-        self.rows = {"examples": 0, "entities": 0, "candidates": 0}
+        self.training = TrainingRows([], 0, 0, 0)
+        self.rows = {"entities": 0}
         self.learned = Learned({}, {})
 
     def read(self, dead_letters: DeadLetters, work: Path) -> None:
@@ -122,7 +108,8 @@ class _Job:
                 dead_letters.check_share(self.data, max(counts.rows_in, 1))
                 cuts = find_cuts(warehouse, self.data)
             with _timed("making training rows"):
-                self.stages.append(self._training_rows(warehouse, cuts, work))
+                self.training = write_training_rows(warehouse, self.schema, self.data, cuts, self.examples, work)
+                self.stages += self.training.stages
             with _timed("making evaluation queries"):
                 self._evaluation(warehouse, cuts, work)
             with _timed("writing entities"):
@@ -143,13 +130,21 @@ class _Job:
         with _timed("building preprocessing"):
             save_preprocessing(self.preprocessing, self.schema, self.learned)
         encoded = encoded_features(self.schema, self.learned.vocabularies)
+        training = self.training
         plan = ExamplesPlan(
-            self.schema.to_json(), self.preprocessing, encoded, self.rows["candidates"], self.data.shards
+            schema=self.schema.to_json(),
+            preprocessing=self.preprocessing,
+            encoded=encoded,
+            candidates=training.candidates,
+            shards=training.shards,
+            rows=training.examples,
         )
         (self.examples / "train").mkdir()
         with _timed("writing training records"):
-            written = write_examples(work / "training.parquet", self.examples / "train", plan, runner=self.data.runner)
-        self.stages.append(Stage("training records", self.rows["examples"], written).check())
+            written = write_examples(
+                work / "training", self.examples / "train", plan, runner=self.data.runner, options=self.data.beam
+            )
+        self.stages.append(Stage("training records", training.examples, written.records).check())
         (self.examples / "features.json").write_bytes(features_json(encoded))
 
     def finish(self, run_id: str) -> Tag:
@@ -173,48 +168,9 @@ class _Job:
             Kind.EXAMPLES,
             run=run_id,
             schema=digest,
-            rows=self.rows["examples"],
+            rows=self.training.examples,
             inputs={"preprocessing": made_of},
         )
-
-    def _training_rows(self, warehouse: Warehouse, cuts: Cuts, work: Path) -> Stage:
-        staged = warehouse.create(
-            "staged_events",
-            render("staged_events", validation_from=cuts.validation_from, min_history=self.data.min_history),
-        )
-        stages = counts_by(warehouse, "staged_events", "stage")
-        if not stages.get("example"):
-            raise DataError(
-                f"no training example is left of {staged} events ({stages}): set [data] validation_from later than "
-                f"{cuts.validation_from}, or lower validation_share, test_share, holdout_share or min_history"
-            )
-        self._catalogue(warehouse, cuts, work)
-        warehouse.create("training_entities", render("training_entities"))
-        candidates = warehouse.schema("candidates_now")
-        sql = render(
-            "training_examples",
-            query=struct(query_features(self.schema, warehouse.schema("queries_now"), moment="label.event_time")),
-            candidate=struct(candidate_features(self.schema, candidates)),
-            past=past_values(self.schema, candidates),
-            max_history=self.schema.max_history,
-            newest=warehouse.rows(render("newest_example"))[0]["newest"],
-            seed=self.data.seed,
-        )
-        self.rows["examples"] = warehouse.export(sql, work / "training.parquet", row_group_rows=_BATCH)
-        filtered = {name: rows for name, rows in stages.items() if name != "example"}
-        return Stage("training", staged, self.rows["examples"], filtered=filtered).check()
-
-    def _catalogue(self, warehouse: Warehouse, cuts: Cuts, work: Path) -> None:
-        sql = render(
-            "catalogue",
-            validation_from=cuts.validation_from,
-            test_from=cuts.test_from,
-            popular_from=cuts.test_from - POPULAR_DAYS,
-            popular_from_validation=cuts.validation_from - POPULAR_DAYS,
-        )
-        self.rows["candidates"] = warehouse.create("catalogue", sql)
-        warehouse.export(render("catalogue_rows"), work / "catalogue.parquet")
-        write_parts(work / "catalogue.parquet", self.examples / "catalogue.parquet", lambda rows: rows.cast(_CATALOGUE))
 
     def _evaluation(self, warehouse: Warehouse, cuts: Cuts, work: Path) -> None:
         sizes = {}
@@ -224,7 +180,7 @@ class _Job:
             self.stages += stages
             sizes[split] = stages[0].used
             _refuse_empty(split, stages[0], self.data, cuts)
-        self.report["splits"] = {"train": self.rows["examples"], **sizes}
+        self.report["splits"] = {"train": self.training.examples, **sizes}
 
 
 def _refuse_empty(split: str, stage: Stage, data: DataSection, cuts: Cuts) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from dataflow.columns import candidate_features, past_values, query_features, struct
 from dataflow.entities import split_candidates, write_parts
 from dataflow.interactions import counts_by
-from dataflow.split import POPULAR_DAYS, Cuts, day_of
+from dataflow.split import POPULAR_DAYS, Cuts
 from dataflow.sql import render
 from dataflow.stages import Stage
 from dataflow.warehouse import Warehouse
@@ -151,7 +151,7 @@ def _weight(warehouse: Warehouse, data: DataSection) -> str:
     mean = warehouse.rows(render("engagement", value=value))[0]["mean"]
     if mean is None or mean <= 0:
         raise DataError(
-            f"[data] engagement_weight = {data.engagement_weight!r}, but no training example has an engagement above 0: "
+            f"[data] engagement_weight = {data.engagement_weight!r}, but no training example has one above 0: "
             "set [data.tables.events] engagement to the column that holds it"
         )
     # Engines add in any order, which moves the last bits: seven digits are the same every time.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,16 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from dataflow.columns import candidate_features, past_values, query_features, struct
 from dataflow.dead_letters import DeadLetters
 from dataflow.generate import run
 from dataflow.interactions import prepare_events
 from dataflow.sources import read_source
-from dataflow.split import split_bucket
+from dataflow.split import find_cuts, split_bucket
 from dataflow.sql import render
+from dataflow.training import write_training_rows
 from dataflow.warehouse import DuckDBWarehouse
 from lockstep.config import DataSection
-from lockstep.errors import DataError, SchemaError, TooManyBadRowsError
+from lockstep.errors import ConfigError, DataError, SchemaError, TooManyBadRowsError
 from lockstep.features import features_type
 from lockstep.schema import Schema
 from lockstep.tags import Kind, open_artifact
@@ -50,6 +50,7 @@ SCHEMA: dict[str, Any] = {
         "bio": {"type": "text", "columns": ["country", "age"]},
         "age": {"type": "numeric"},
         "when": {"type": "timestamp", "columns": ["event_time"]},
+        "activity": {"type": "numeric", "columns": ["events.7d"]},
     },
     "candidate": {
         "track": {"type": "id", "columns": ["candidate_id"]},
@@ -60,6 +61,7 @@ SCHEMA: dict[str, Any] = {
         "image": {"type": "vector", "size": 2},
         "tags": {"type": "id_sequence", "max_length": 3},
         "ratings": {"type": "numeric_sequence", "max_length": 2},
+        "trend": {"type": "numeric", "columns": ["events.30d"]},
     },
     "display": "title",
     "restricts": ["kind", "tags"],
@@ -160,7 +162,6 @@ def section(folder: Path, **changes: Any) -> DataSection:
         "bad_rows_max_share": 0.1,
         "holdout_share": 0.1,
         "seed_events": 2,
-        "shards": 3,
         "warehouse_memory": "1GB",
         **CUTS,
     }
@@ -198,7 +199,8 @@ def records(made: Path) -> list[dict[str, Any]]:
         for feature in declared[tower]
     }
     parsing["candidate_index"] = tf.io.FixedLenFeature([1], tf.int64)
-    parsing["sampling_probability"] = parsing["age_days"] = tf.io.FixedLenFeature([1], tf.float32)
+    for name in ("sampling_probability", "age_days", "weight"):
+        parsing[name] = tf.io.FixedLenFeature([1], tf.float32)
     files = sorted(str(path) for path in (made / "examples" / "train").iterdir())
     found = []
     for record in tf.data.TFRecordDataset(files, "GZIP").as_numpy_iterator():
@@ -234,6 +236,17 @@ def leaks(world: World, rows: Iterable[tuple[str, str, list[str]]]) -> list[tupl
     return found
 
 
+def counted(world: World, moment: datetime, days: int, *, entity: str | None = None, label: str | None = None) -> int:
+    """The events of an entity or of a candidate in the whole days before the day of a moment."""
+    midnight = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    return sum(
+        midnight - timedelta(days=days) <= time < midnight
+        for who, events in world.used.items()
+        for time, _, candidate in events
+        if who == entity or candidate == label
+    )
+
+
 def held_out(entity: str) -> bool:
     return split_bucket(entity) < 1_000
 
@@ -265,43 +278,140 @@ def test_no_label_is_in_its_own_history_and_history_is_strictly_before(world: Wo
     assert leaks(world, decoded(made)) == []
 
 
+def exported(world: World, work: Path, data: DataSection) -> list[dict[str, Any]]:
+    """The training rows as they leave the warehouse."""
+    schema = Schema.model_validate(SCHEMA)
+    work.mkdir(exist_ok=True)
+    with DeadLetters(work / "dead.jsonl") as letters, DuckDBWarehouse(work, threads=1) as warehouse:
+        read_source(data, work / "source", letters)
+        prepare_events(warehouse, work / "source", data, letters, work)
+        cuts = find_cuts(warehouse, data)
+        (work / "examples").mkdir()
+        written = write_training_rows(warehouse, schema, data, cuts, work / "examples", work)
+    rows: list[dict[str, Any]] = pq.read_table(work / "training").to_pylist()
+    assert len(rows) == written.examples
+    return rows
+
+
+def leaky(world: World, rows: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with training rows: a past that is not past, a count that holds more or less than it should."""
+    found = []
+    pasts = [(row["query_id"], row["candidate_id"], row["query"]["history"] or []) for row in rows]
+    found += [f"history {leak}" for leak in leaks(world, pasts)]
+    for row in rows:
+        entity, label, moment = row["query_id"], row["candidate_id"], row["event_time"]
+        if moment >= CUTS["validation_from"]:
+            found.append(f"label {entity} {label}")
+        if row["query"]["activity"] != counted(world, moment, 7, entity=entity):
+            found.append(f"activity {entity} {label}")
+        if row["candidate"]["trend"] != counted(world, moment, 30, label=label):
+            found.append(f"trend {entity} {label}")
+        if row["newest_history_time"] is None or row["newest_history_time"] > moment:
+            found.append(f"time {entity} {label}")
+    return found
+
+
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("query", "right", "wrong", "what"),
     [
-        ("AND 1 PRECEDING", "AND CURRENT ROW"),  # the label itself
-        ("AND 1 PRECEDING", "AND 1 FOLLOWING"),  # the future
-        ("past.place = label.first_place", "past.place = label.place"),  # what happened at the same moment
-        ("ORDER BY event.place", "ORDER BY -event.place"),
+        ("training_examples", "AND 1 PRECEDING", "AND CURRENT ROW", "history"),  # the label itself
+        ("training_examples", "AND 1 PRECEDING", "AND 1 FOLLOWING", "history"),  # the future
+        ("training_examples", "past.place = label.first_place", "past.place = label.place", "history"),  # same moment
+        ("training_examples", "ORDER BY event.place", "ORDER BY -event.place", "history"),
+        ("days", "AND 1 PRECEDING", "AND CURRENT ROW", "trend"),  # the label's own day
+        ("days", "AND 1 PRECEDING", "AND 1 FOLLOWING", "activity"),
+        (
+            "staged_events",
+            "event_time >= TIMESTAMP",
+            "event_time > TIMESTAMP '2999-01-01' AND event_time >= TIMESTAMP",
+            "label",
+        ),
     ],
 )
-def test_the_leak_check_finds_a_leak(world: World, tmp_path: Path, right: str, wrong: str) -> None:
-    schema = Schema.model_validate(SCHEMA)
-    data = section(world.folder)
-    with DeadLetters(tmp_path / "dead.jsonl") as letters, DuckDBWarehouse(tmp_path, threads=1) as warehouse:
-        read_source(data, tmp_path / "source", letters)
-        prepare_events(warehouse, tmp_path / "source", data, letters, tmp_path)
-        start = {"popular_from": START, "popular_from_validation": START}
-        warehouse.create(
-            "staged_events", render("staged_events", validation_from=CUTS["validation_from"], min_history=1)
-        )
-        warehouse.create("catalogue", render("catalogue", **CUTS, **start))
-        candidates, queries = warehouse.schema("candidates_now"), warehouse.schema("queries_now")
-        sql = render(
-            "training_examples",
-            query=struct(query_features(schema, queries, moment="label.event_time")),
-            candidate=struct(candidate_features(schema, candidates)),
-            past=past_values(schema, candidates),
-            max_history=MAX_HISTORY,
-            newest=START,
-            seed=1,
-        )
+def test_a_leaky_query_is_found(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str, right: str, wrong: str, what: str
+) -> None:
+    spoilt = []
 
-        def rows(text: str) -> list[tuple[str, str, list[str]]]:
-            return [(r["query_id"], r["candidate_id"], r["query"]["history"] or []) for r in warehouse.rows(text)]
+    def render_leaky(name: str, /, **parameters: Any) -> str:
+        sql = render(name, **parameters)
+        if name == query:
+            assert right in sql
+            spoilt.append(name)
+            sql = sql.replace(right, wrong)
+        return sql
 
-        assert leaks(world, rows(sql)) == []
-        assert right in sql
-        assert leaks(world, rows(sql.replace(right, wrong))) != []
+    monkeypatch.setattr("dataflow.training.render", render_leaky)
+    found = leaky(world, exported(world, tmp_path / "work", section(world.folder)))
+    assert spoilt
+    assert any(leak.startswith(what) for leak in found)
+
+
+def test_nothing_leaks_into_the_training_rows(world: World, tmp_path: Path) -> None:
+    rows = exported(world, tmp_path / "work", section(world.folder))
+    assert leaky(world, rows) == []
+    assert sum(row["query"]["activity"] > 0 for row in rows) > 20
+    assert max(row["candidate"]["trend"] for row in rows) > 3
+
+
+def baskets(world: World) -> Iterator[tuple[str, list[str]]]:
+    """The candidates that training may see of each entity, in order."""
+    for entity, events in world.used.items():
+        if not held_out(entity):
+            yield entity, [candidate for time, _, candidate in events if time < CUTS["validation_from"]]
+
+
+def pairs_of(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
+    return sorted((row["query_id"], row["candidate_id"], row["query"]["history"] or []) for row in rows)
+
+
+def test_co_occurrence_is_the_rest_of_the_basket(world: World, tmp_path: Path) -> None:
+    expected = []
+    for entity, basket in baskets(world):
+        for place, label in enumerate(basket):
+            # Five neighbouring places with the label's among them, in its middle where the basket allows.
+            start = max(0, min(place - MAX_HISTORY // 2, len(basket) - MAX_HISTORY - 1))
+            rest = [c for c in basket[start : start + MAX_HISTORY + 1] if c != label]
+            if rest:
+                expected.append((entity, label, rest))
+    rows = exported(world, tmp_path / "work", section(world.folder, pairing="co_occurrence"))
+    assert pairs_of(rows) == sorted(expected)
+    assert not any(label in rest for _, label, rest in pairs_of(rows))
+    counts = [counted(world, row["event_time"], 30, label=row["candidate_id"]) for row in rows]
+    assert [row["candidate"]["trend"] for row in rows] == counts
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_candidate_pairs_are_all_that_stand_near_each_other(world: World, tmp_path: Path, window: int) -> None:
+    expected = [
+        (entity, label, [other])
+        for entity, basket in baskets(world)
+        for place, label in enumerate(basket)
+        for near, other in enumerate(basket)
+        if 0 < abs(place - near) <= window
+    ]
+    rows = exported(world, tmp_path / "work", section(world.folder, pairing="candidate_pairs", window=window))
+    assert pairs_of(rows) == sorted(expected)
+    assert len({row["order_hash"] for row in rows}) == len(rows)
+    labels = Counter(label for _, label, _ in expected)
+    assert all(r["sampling_probability"] == pytest.approx(labels[r["candidate_id"]] / len(rows)) for r in rows)
+
+
+def test_pairs_of_candidates_need_a_feature_of_the_other_one(world: World, tmp_path: Path) -> None:
+    schema = {**SCHEMA, "query": {"country": SCHEMA["query"]["country"]}}
+    fails(
+        world, tmp_path, ConfigError, "needs a query feature of the other candidate", schema, pairing="candidate_pairs"
+    )
+
+
+def test_labels_older_than_max_age_days_are_filtered_by_name(world: World, tmp_path: Path) -> None:
+    made = generate(tmp_path, section(world.folder, max_age_days=20))
+    oldest = CUTS["validation_from"] - timedelta(days=20)
+    times = {(entity, c): time for entity, events in world.used.items() for time, _, c in events}
+    young = [row for row in expected_examples(world) if times[row[0], row[1]] >= oldest]
+    assert sorted(decoded(made)) == young
+    stages = {stage["name"]: stage for stage in json.loads((made / "examples" / "report.json").read_text())["stages"]}
+    assert stages["training"]["filtered"]["too old"] == len(expected_examples(world)) - len(young) > 0
 
 
 def test_records_hold_exact_numbers(world: World, made: Path) -> None:
@@ -458,13 +568,13 @@ def test_the_artifacts_are_tagged_and_nothing_else_is_left(made: Path) -> None:
     assert examples.inputs == {"preprocessing": preprocessing.digest}
     assert sorted(path.name for path in made.iterdir()) == ["entities", "examples", "preprocessing"]
     assert sorted(name for name in examples.files if name.startswith("train/")) == [
-        f"train/part-0000{shard}-of-00003.tfrecord.gz" for shard in range(3)
+        f"train/part-0000{shard}-of-00004.tfrecord.gz" for shard in range(4)
     ]
 
 
 def test_a_second_run_writes_the_same_bytes(world: World, made: Path, tmp_path: Path) -> None:
     again = generate(tmp_path, section(world.folder))
-    for name in ("train/part-00000-of-00003.tfrecord.gz", "train/part-00002-of-00003.tfrecord.gz", "report.json"):
+    for name in (*(f"train/part-0000{n}-of-00004.tfrecord.gz" for n in range(4)), "report.json", "report.html"):
         assert digest(again / "examples" / name) == digest(made / "examples" / name), name
     for name in ("examples/catalogue.parquet", "examples/test", "entities/candidates", "entities/queries"):
         # As text, in which NaN equals itself.
@@ -474,11 +584,11 @@ def test_a_second_run_writes_the_same_bytes(world: World, made: Path, tmp_path: 
 
 
 def test_another_seed_changes_the_order_only(world: World, made: Path, tmp_path: Path) -> None:
-    other = generate(tmp_path, section(world.folder, seed=2, shards=1))
+    other = generate(tmp_path, section(world.folder, seed=2, shard_rows=20))
     first, second = decoded(made), decoded(other)
     assert first != second
     assert sorted(first) == sorted(second)
-    assert len(list((other / "examples" / "train").iterdir())) == 1
+    assert len(list((other / "examples" / "train").iterdir())) == -(-len(first) // 20)
 
 
 def digest(path: Path) -> str:
