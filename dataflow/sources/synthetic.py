@@ -61,18 +61,26 @@ def generate(section: SyntheticSource, writer: SourceWriter) -> None:
     writer.declare("candidates", [*attributes, ("duration_ms", pa.int64())])
     writer.declare("queries", [("title", pa.string()), ("description", pa.string())])
     writer.declare("events")
-    _count(writer, "candidates", {"candidate_id": _track_ids(np.arange(section.tracks)), **world.describe(rng)})
+    described = world.describe(rng)
+    _count(writer, "candidates", {"candidate_id": _track_ids(np.arange(section.tracks)), **described})
+    durations = described["duration_ms"].to_numpy() / 1_000
     moments = np.sort(rng.uniform(_START, _START + _YEAR, section.playlists)).astype(np.int64)
     progress = Progress("synthetic events", -(-section.playlists // _BATCH_PLAYLISTS))
     for first in range(0, section.playlists, _BATCH_PLAYLISTS):
         made = moments[first : first + _BATCH_PLAYLISTS]
-        progress.advance(_write_playlists(section, world, first, made, rng, writer))
+        progress.advance(_write_playlists(section, world, durations, first, made, rng, writer))
         progress.files_done += 1
     progress.say()
 
 
 def _write_playlists(
-    section: SyntheticSource, world: _World, first: int, made: Ints, rng: np.random.Generator, writer: SourceWriter
+    section: SyntheticSource,
+    world: _World,
+    durations: Floats,
+    first: int,
+    made: Ints,
+    rng: np.random.Generator,
+    writer: SourceWriter,
 ) -> int:
     genres = world.choose_genres(made, rng)
     lengths = _lengths(section.mean_length, len(made), rng)
@@ -94,9 +102,23 @@ def _write_playlists(
         "candidate_id": _track_ids(tracks),
         "event_time": pa.array(seconds * 1_000_000).cast(TIME),
         "position": pa.array(position),
+        "engagement": pa.array(_seconds_played(section, world, durations, first, playlists, tracks)),
     }
     _count(writer, "events", events)
     return len(tracks)
+
+
+def _seconds_played(
+    section: SyntheticSource, world: _World, durations: Floats, first: int, playlists: Ints, tracks: Ints
+) -> Floats:
+    """[slots] most of a track by an artist that the playlist comes back to, a little of what stands alone in it."""
+    of_artist = playlists * len(world.artists_of) + world.artists_of[tracks]
+    _, artist, plays = np.unique(of_artist, return_inverse=True, return_counts=True)
+    # Random numbers of its own: what else is generated does not depend on it.
+    rng = np.random.default_rng([section.seed, first])
+    share = np.where(plays[artist] > 1, rng.uniform(0.5, 1.0, len(tracks)), rng.uniform(0.0, 0.6, len(tracks)))
+    seconds: Floats = np.round(share * durations[tracks], 1)
+    return seconds
 
 
 def _lengths(mean: int, playlists: int, rng: np.random.Generator) -> Ints:

@@ -108,6 +108,19 @@ def test_new_tracks_appear_during_the_year_and_never_before_their_release(made: 
     assert len(late) > 0.15 * len(made.candidates)
 
 
+def test_what_fits_the_playlist_is_played_longer(made: Read) -> None:
+    of = {row["candidate_id"]: row for row in made.candidates}
+    plays = Counter((event["query_id"], of[event["candidate_id"]]["artist_name"]) for event in made.events)
+    fits, noise = [], []
+    for event in made.events:
+        track = of[event["candidate_id"]]
+        share = event["engagement"] * 1_000 / track["duration_ms"]
+        (fits if plays[event["query_id"], track["artist_name"]] > 1 else noise).append(share)
+    assert min(fits) == pytest.approx(0.5, abs=0.01)
+    assert max(fits) == pytest.approx(1.0, abs=0.01)
+    assert (min(noise), max(noise)) == (pytest.approx(0.0, abs=0.01), pytest.approx(0.6, abs=0.01))
+
+
 def test_titles_tell_the_genre(made: Read) -> None:
     genre = {row["candidate_id"]: row["genre"] for row in made.candidates}
     main: dict[str, Counter[str]] = defaultdict(Counter)
