@@ -4,7 +4,11 @@ A slice is read in one vectorised pass where it is sound. Where it is not (cut s
 UTF-8), its playlists are decoded one by one: the sound ones are used, and what cannot be is dead-lettered.
 
 The playlist is the query entity (`pid`), a track the candidate (`track_uri`), `modified_at` the moment of all its
-tracks. What describes the finished playlist (its counts, its duration) is not read: it would tell the future.
+tracks. Columns of a query are `title` (the slice's `name`), `description` and `collaborative` ("true" or "false").
+
+What describes the finished playlist is not read: num_tracks, num_albums, num_artists, duration_ms, num_edits and
+num_followers tell how it went on after the moment in which a model is asked. `modified_at` is that moment and no
+column, because a playlist that has been edited since is another one.
 """
 
 from __future__ import annotations
@@ -40,18 +44,23 @@ def read(folder: Path, writer: SourceWriter, dead_letters: DeadLetters) -> None:
     """
     slices = find_slices(folder)
     writer.declare("candidates", [*TRACK_TEXTS.items(), ("duration_ms", pa.int64())], derived=True)
-    writer.declare("queries", [("title", pa.string()), ("description", pa.string())])
+    writer.declare("queries", [(name, pa.string()) for name in ("title", "description", "collaborative")])
     writer.declare("events")
     progress = Progress("playlist slices", len(slices))
     for path in slices:
-        data, complete = _slice_bytes(path)
-        playlists = _whole_slice(data) if complete else None
-        if playlists is None:
-            playlists = _salvaged_slice(data, path, writer, dead_letters)
-        del data
-        progress.advance(_write(playlists, path, writer, dead_letters))
+        progress.advance(_read_slice(path, writer, dead_letters))
         progress.files_done += 1
     progress.say()
+
+
+def _read_slice(path: Path, writer: SourceWriter, dead_letters: DeadLetters) -> int:
+    """Read one slice and let go of it; returns its rows."""
+    data, complete = _slice_bytes(path)
+    playlists = _whole_slice(data) if complete else None
+    if playlists is None:
+        playlists = _salvaged_slice(data, path, writer, dead_letters)
+    del data
+    return _write(playlists, path, writer, dead_letters)
 
 
 def find_slices(folder: Path) -> list[Path]:
@@ -141,6 +150,7 @@ def _write(playlists: pa.StructArray, path: Path, writer: SourceWriter, dead_let
         "query_id": parse_ids(fields["pid"], check, "pid"),
         "title": parse_texts(fields["name"], check, "name"),
         "description": parse_texts(fields["description"], check, "description"),
+        "collaborative": parse_texts(fields["collaborative"], check, "collaborative"),
     }
     moments = MomentReader("s").parse(fields["modified_at"], check, "modified_at")
     check.reject(pc.equal(tracks, 0), Reason.NO_TRACKS, "tracks")

@@ -20,6 +20,7 @@ PLAYLIST = pa.struct(
         ("pid", pa.int64()),
         ("name", pa.string()),
         ("description", pa.string()),
+        ("collaborative", pa.string()),
         ("modified_at", pa.int64()),
         ("tracks", pa.list_(TRACK)),
     ]
@@ -138,6 +139,8 @@ def sound_part(playlist: Any) -> tuple[dict[str, Any] | None, list[Fault]]:
     shown = {**playlist, "tracks": len(tracks) if isinstance(tracks, list) else tracks}
     if not isinstance(tracks, list):
         return None, [Fault(Reason.WRONG_TYPE, "tracks", shown)]
+    if isinstance(playlist.get("collaborative"), bool):  # published as text, and as what it is by others
+        playlist = {**playlist, "collaborative": json.dumps(playlist["collaborative"])}
     fault = _fault(playlist, PLAYLIST, leave_out="tracks")
     if fault is not None:
         return None, [Fault(*fault, shown, 1 + len(tracks))]

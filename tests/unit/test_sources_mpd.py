@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import weakref
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from dataflow.dead_letters import DeadLetters
@@ -66,8 +68,8 @@ def test_a_sound_slice_is_read_whole(tmp_path: Path) -> None:
     assert [event["position"] for event in made.events] == [0, 7, 2, 0, 1]
     assert {event["event_time"] for event in made.events} == {moment}
     assert made.queries == [
-        {"query_id": "0", "title": "Übung 🎧", "description": "déjà vu", "row_number": 0},
-        {"query_id": "1", "title": "list 1", "description": None, "row_number": 1},
+        {"query_id": "0", "title": "Übung 🎧", "description": "déjà vu", "collaborative": "false", "row_number": 0},
+        {"query_id": "1", "title": "list 1", "description": None, "collaborative": "false", "row_number": 1},
     ]
     assert [row["candidate_id"][-1] for row in made.candidates] == ["a", "b", "c", "d"]
     assert made.candidates[1] == {
@@ -93,6 +95,70 @@ def test_slices_are_read_in_the_order_of_their_numbers_plain_or_packed(tmp_path:
     assert [row["query_id"] for row in made.queries] == ["0", "1000", "200000"]
 
 
+# The fields of the published data set, all of them, in its order.
+PUBLISHED = r"""{
+    "info": {"generated_on": "2017-12-03 08:41:42.057563", "slice": "0-999", "version": "v1"},
+    "playlists": [{
+        "name": "\u0645\u0648\u0633\u064a\u0642\u0649 \ud83c\udfa7 e\u0301t\u00e9", "collaborative": "true", "pid": 0,
+        "modified_at": 1493424000, "num_tracks": 2, "num_albums": 1, "num_followers": 41,
+        "tracks": [
+            {"pos": 0, "artist_name": "A", "track_uri": "spotify:track:a", "artist_uri": "spotify:artist:a",
+             "track_name": "\u591c", "album_uri": "spotify:album:a", "duration_ms": 226863, "album_name": "L"},
+            {"pos": 1, "artist_name": "A", "track_uri": "spotify:track:a", "artist_uri": "spotify:artist:a",
+             "track_name": "\u591c", "album_uri": "spotify:album:a", "duration_ms": 226863, "album_name": "L"}
+        ],
+        "num_edits": 6, "duration_ms": 453726, "num_artists": 1, "description": "d\u00e9j\u00e0"
+    }]
+}"""
+
+
+def test_the_published_fields_are_read_but_for_those_that_tell_the_future(tmp_path: Path) -> None:
+    made = read_slices(tmp_path, s0_999=PUBLISHED)
+    assert made.queries == [
+        {
+            "query_id": "0",
+            "title": "موسيقى 🎧 e\u0301té",  # as it was typed: nothing is normalised
+            "description": "déjà",
+            "collaborative": "true",
+            "row_number": 0,
+        }
+    ]
+    assert [(event["candidate_id"], event["position"]) for event in made.events] == [
+        ("spotify:track:a", 0),
+        ("spotify:track:a", 1),
+    ]
+    assert [(row["track_name"], row["duration_ms"]) for row in made.candidates] == [("夜", 226863)]
+    assert made.dead == []
+
+
+def test_a_thousand_slices_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for first in range(0, 1_000_000, 1_000):
+        (tmp_path / f"mpd.slice.{first}-{first + 999}.json").touch()
+    names = [path.name for path in mpd.find_slices(tmp_path)]
+    assert names == [f"mpd.slice.{first}-{first + 999}.json" for first in range(0, 1_000_000, 1_000)]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_slice_is_let_go_before_the_next_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    slice_bytes, write, held = mpd._slice_bytes, mpd._write, []
+
+    def opened(path: Path) -> Any:
+        assert [reference() for reference in held] == [None] * len(held)
+        return slice_bytes(path)
+
+    def written(playlists: pa.StructArray, *rest: Any) -> int:
+        held.append(weakref.ref(playlists))
+        return write(playlists, *rest)
+
+    monkeypatch.setattr(mpd, "_slice_bytes", opened)
+    monkeypatch.setattr(mpd, "_write", written)
+    cut = -20 if damaged else None
+    made = read_slices(tmp_path, **{f"s{n}_{n}": slice_text(playlist(n), playlist(n + 10))[:cut] for n in range(3)})
+    assert (len(held), len(made.queries)) == (3, 3 if damaged else 6)
+
+
 def test_a_folder_without_slices_is_an_error_that_lists_what_there_is(tmp_path: Path) -> None:
     (tmp_path / "songs.json").write_text("{}")
     with pytest.raises(DataError, match=r"holds no playlist slices .*: there are songs.json"):
@@ -113,6 +179,7 @@ BAD_PLAYLISTS: dict[str, tuple[Any, str, int]] = {
     "a pid that is true": (playlist(True), "wrong type", 3),
     "a fractional pid": (playlist(5.5), "wrong type", 3),
     "a huge pid": (playlist(2**70), "wrong type", 3),
+    "collaborative by number": (playlist(5, collaborative=1), "wrong type", 3),
     "a numeric name": (playlist(5, name=17), "wrong type", 3),
     "a moment of text": (playlist(5, modified_at="2017"), "wrong type", 3),
     "a moment that is NaN": (playlist(5, modified_at=float("nan")), "wrong type", 3),
@@ -163,6 +230,12 @@ def test_a_bad_track_is_dead_lettered_alone(tmp_path: Path, name: str) -> None:
     assert [event["position"] for event in made.events] == [0, 2, 0, 1]
     assert made.reasons == {reason: 1}
     assert (made.counts.events_in, made.counts.queries_in) == (5, 2)
+
+
+def test_collaborative_may_be_a_boolean(tmp_path: Path) -> None:
+    made = read_slices(tmp_path, s0_1=slice_text(playlist(0, collaborative=True), playlist(1, collaborative=False)))
+    assert [row["collaborative"] for row in made.queries] == ["true", "false"]
+    assert made.dead == []
 
 
 def test_bytes_that_are_no_utf8_cost_only_the_texts_that_hold_them(tmp_path: Path) -> None:
