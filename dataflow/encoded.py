@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from lockstep.schema import Feature, Schema
 
@@ -48,16 +48,42 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class ValueCounts:
+    """How many values a feature has in the training data, exactly.
+
+    Args:
+        distinct: different values.
+        once: those that only one training event (of a candidate) or example (of a query entity) has.
+        occurrences: training events or examples that have a value, one for each element of a sequence.
+        covered: share of the occurrences (of a text: of those of its tokens) that the vocabulary has; None where the
+            feature has no vocabulary of its own.
+        tokens: different tokens of a text with a vocabulary of its own.
+        colliding: of hashed values, those that share their bin with another.
+        colliding_occurrences: theirs.
+    """
+
+    distinct: int
+    once: int
+    occurrences: int
+    covered: float | None = None
+    tokens: int | None = None
+    colliding: int | None = None
+    colliding_occurrences: int | None = None
+
+
+@dataclass(frozen=True)
 class Learned:
-    """What preprocessing takes from the training data.
+    """What preprocessing takes from the training data, and what the report says of it.
 
     Args:
         vocabularies: by table (see `table_name`), distinct values, most frequent first.
         statistics: by tower and feature.
+        values: by tower and feature, where values can be counted: not of moments, vectors and counts of events.
     """
 
     vocabularies: Mapping[str, Sequence[str]]
     statistics: Mapping[tuple[str, str], Statistics]
+    values: Mapping[tuple[str, str], ValueCounts] = field(default_factory=dict)
 
 
 def table_owner(schema: Schema, tower: str, name: str) -> tuple[str, str] | None:

@@ -7,21 +7,26 @@ categories by the number of candidates or entities that have them, so that one b
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow as tf
+from numpy.typing import NDArray
+from pyarrow import dataset
 
 from dataflow.columns import candidate_features, is_past, past_value, query_features
-from dataflow.encoded import TOWERS, Learned, Statistics, hash_bins, table_name, table_owner
+from dataflow.encoded import TOWERS, Learned, Statistics, ValueCounts, hash_bins, table_name, table_owner
 from dataflow.sql import render
 from dataflow.text import tokenize
 from dataflow.warehouse import Warehouse
-from lockstep.schema import Feature, Schema
+from lockstep.schema import Feature, Schema, count_days
 
 _BATCH = 20_000
 _EPOCH = "TIMESTAMP '1970-01-01 00:00:00+00:00'"
@@ -40,26 +45,36 @@ _ENTITIES = """(
 
 
 def learn(warehouse: Warehouse, schema: Schema, work: Path) -> Learned:
-    """Build every vocabulary and every statistic of a schema.
+    """Build every vocabulary and every statistic of a schema, and count the values.
 
     Args:
         warehouse: holds candidates_now, queries_now, catalogue and training_entities.
-        work: a folder for what is read back in batches.
+        work: a folder for what is read back in batches; its folder `training` holds the training rows, the only place
+            that knows the counts of events as they were.
     """
-    vocabularies = {}
-    statistics = {}
+    vocabularies: dict[str, list[str]] = {}
+    statistics: dict[tuple[str, str], Statistics] = {}
+    values: dict[tuple[str, str], ValueCounts] = {}
     for tower in TOWERS:
         for name, feature in schema.features(tower).items():
+            if feature.type in ("timestamp", "vector"):
+                continue
+            if count_days(feature.columns[0]) is not None:
+                statistics[tower, name] = _count_statistics(work / "training", tower, name, feature)
+                continue
+            sequence = feature.is_sequence and not is_past(feature)
+            values_of = _Values(warehouse, feature, _source(warehouse, schema, tower, name), sequence, work / "values")
             owner = table_owner(schema, tower, name)
-            if owner == (tower, name) and hash_bins(schema, owner) is None:
-                source = _source(warehouse, schema, tower, name)
-                sequence = feature.is_sequence and not is_past(feature)
-                vocabularies[table_name(owner)] = _vocabulary(warehouse, feature, source, sequence, work / "values")
-            elif feature.type in ("numeric", "numeric_sequence"):
-                source = _source(warehouse, schema, tower, name)
-                sequence = feature.is_sequence and not is_past(feature)
-                statistics[tower, name] = _statistics(warehouse, feature, source, sequence)
-    return Learned(vocabularies, statistics)
+            bins = None if owner is None else hash_bins(schema, owner)
+            counted = values_of.count()
+            if owner is None:
+                statistics[tower, name] = values_of.statistics()
+            elif bins is not None:
+                counted = values_of.hashed(counted, bins)
+            elif owner == (tower, name):
+                vocabularies[table_name(owner)], counted = values_of.vocabulary(counted)
+            values[tower, name] = counted
+    return Learned(vocabularies, statistics, values)
 
 
 def _source(warehouse: Warehouse, schema: Schema, tower: str, name: str) -> str:
@@ -72,48 +87,127 @@ def _source(warehouse: Warehouse, schema: Schema, tower: str, name: str) -> str:
     return _ENTITIES.format(value=query_features(schema, queries, moment=_EPOCH)[name])
 
 
-def _vocabulary(warehouse: Warehouse, feature: Feature, source: str, sequence: bool, file: Path) -> list[str]:
-    if feature.type in ("text", "text_sequence"):
-        sql = _values(source, sequence, "entities", 1, None)
-        warehouse.export(sql, file)
-        counts = _count_tokens(_texts(file), feature.ngrams)
-        ranked = sorted((-count, token) for token, count in counts.items() if count >= feature.min_count)
-        return [token.decode() for _, token in ranked[: feature.size]]
-    if feature.type in ("id", "id_sequence"):
-        sql = _values(source, sequence, "events", feature.min_count, feature.max_size)
-    else:
-        sql = _values(source, sequence, "entities", feature.min_count, feature.size)  # type: ignore[union-attr]
-    warehouse.export(sql, file)
-    return pq.read_table(file, columns=["value"]).column("value").to_pylist()
+@dataclass(frozen=True)
+class _Values:
+    """The values of one feature in the training data, in the warehouse.
+
+    Args:
+        source: the SQL of values and weights.
+        sequence: whether a value of the source is a list.
+        file: for what is read back in batches.
+    """
+
+    warehouse: Warehouse
+    feature: Feature
+    source: str
+    sequence: bool
+    file: Path
+
+    def count(self) -> ValueCounts:
+        """How many there are."""
+        row = self.warehouse.rows(render("report_cardinality", values=self._all()))[0]
+        return ValueCounts(int(row["distinct_values"]), int(row["once"]), int(row["occurrences"]))
+
+    def statistics(self) -> Statistics:
+        """Mean and deviation, weighed by the occurrences."""
+        log = self.feature.log  # type: ignore[union-attr]
+        rows = self.warehouse.rows(render("statistics", source=self.source, sequence=self.sequence, log=log))
+        return _rounded(rows[0]["mean"], rows[0]["deviation"]) if rows else Statistics()
+
+    def hashed(self, counted: ValueCounts, bins: int) -> ValueCounts:
+        """Put every value into its bin, by the very operation of preprocessing; the memory is two numbers a bin."""
+        self.warehouse.export(self._all(), self.file)
+        values, weights = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+        for batch in _batches(self.file):
+            found = tf.strings.to_hash_bucket_fast(_texts(batch), bins).numpy()
+            np.add.at(values, found, 1)
+            np.add.at(weights, found, batch.column("occurrences").cast(pa.int64()).to_numpy())
+        shared = values > 1
+        return replace(counted, colliding=int(values[shared].sum()), colliding_occurrences=int(weights[shared].sum()))
+
+    def vocabulary(self, counted: ValueCounts) -> tuple[list[str], ValueCounts]:
+        """The values or tokens that get an id, most frequent first, and what share of the occurrences they are."""
+        feature = self.feature
+        if feature.type in ("text", "text_sequence"):
+            self.warehouse.export(self._most_frequent("entities", 1, None), self.file)
+            entities, events = _count_tokens(_batches(self.file), feature.ngrams)
+            ranked = sorted((-count, token) for token, count in entities.items() if count >= feature.min_count)
+            kept = [token for _, token in ranked[: feature.size]]
+            covered = _share(sum(events[token] for token in kept), events.total())
+            return [token.decode() for token in kept], replace(counted, covered=covered, tokens=len(events))
+        if feature.type in ("id", "id_sequence"):
+            sql = self._most_frequent("events", feature.min_count, feature.max_size)
+        else:
+            sql = self._most_frequent("entities", feature.min_count, feature.size)  # type: ignore[union-attr]
+        self.warehouse.export(sql, self.file)
+        found = pq.read_table(self.file, columns=["value", "events"])
+        events_found = pc.sum(found.column("events").cast(pa.int64())).as_py() or 0
+        covered = _share(events_found, counted.occurrences)
+        return found.column("value").to_pylist(), replace(counted, covered=covered)
+
+    def _most_frequent(self, counted: str, min_count: int, limit: int | None) -> str:
+        return render(
+            "vocabulary",
+            source=self.source,
+            sequence=self.sequence,
+            counted=counted,
+            min_count=min_count,
+            limit=limit,
+        )
+
+    def _all(self) -> str:
+        number = self.feature.type in ("numeric", "numeric_sequence")
+        return render("report_values", source=self.source, sequence=self.sequence, number=number)
 
 
-def _values(source: str, sequence: bool, counted: str, min_count: int, limit: int | None) -> str:
-    return render("vocabulary", source=source, sequence=sequence, counted=counted, min_count=min_count, limit=limit)
-
-
-def _texts(file: Path) -> Iterator[pa.RecordBatch]:
+def _batches(file: Path) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(file) as parquet:
-        yield from parquet.iter_batches(_BATCH, columns=["value", "entities"])
+        yield from parquet.iter_batches(_BATCH)
 
 
-def _count_tokens(batches: Iterator[pa.RecordBatch], ngrams: int) -> Counter[bytes]:
-    counts: Counter[bytes] = Counter()
+def _texts(batch: pa.RecordBatch) -> tf.Tensor:
+    return tf.constant(batch.column("value").cast(pa.binary()).to_numpy(zero_copy_only=False), tf.string)
+
+
+def _count_tokens(batches: Iterator[pa.RecordBatch], ngrams: int) -> tuple[Counter[bytes], Counter[bytes]]:
+    """Tokens by the candidates or entities that have them, and by their training events or examples."""
+    entities: Counter[bytes] = Counter()
+    events: Counter[bytes] = Counter()
     for batch in batches:
-        texts = batch.column("value").cast(pa.binary()).to_numpy(zero_copy_only=False)
-        tokens = tokenize(tf.constant(texts, tf.string), ngrams)
-        weights = batch.column("entities").cast(pa.int64()).to_numpy()
-        repeated = np.repeat(weights, tokens.row_lengths().numpy())
-        table = pa.table({"token": pa.array(tokens.flat_values.numpy(), pa.binary()), "count": repeated})
-        summed = table.group_by("token").aggregate([("count", "sum")])
-        for token, count in zip(*(summed.column(name).to_pylist() for name in ("token", "count_sum")), strict=True):
-            counts[token] += count
-    return counts
+        tokens = tokenize(_texts(batch), ngrams)
+        lengths = tokens.row_lengths().numpy()
+        columns = {"token": pa.array(tokens.flat_values.numpy(), pa.binary())}
+        for name in ("entities", "events"):
+            columns[name] = pa.array(np.repeat(batch.column(name).cast(pa.int64()).to_numpy(), lengths))
+        summed = pa.table(columns).group_by("token").aggregate([("entities", "sum"), ("events", "sum")])
+        found = summed.column("token").to_pylist()
+        for counts, name in ((entities, "entities_sum"), (events, "events_sum")):
+            for token, count in zip(found, summed.column(name).to_pylist(), strict=True):
+                counts[token] += count
+    return entities, events
 
 
-def _statistics(warehouse: Warehouse, feature: Feature, source: str, sequence: bool) -> Statistics:
-    rows = warehouse.rows(render("statistics", source=source, sequence=sequence, log=feature.log))  # type: ignore[union-attr]
-    if not rows:
-        return Statistics()
-    # Engines add in any order, which moves the last bits: seven digits are the same every time.
-    mean, deviation = (float(f"{rows[0][name]:.7g}") for name in ("mean", "deviation"))
+def _count_statistics(training: Path, tower: str, name: str, feature: Feature) -> Statistics:
+    """Statistics of a count of events over the training rows, in two passes: the mean, then the distances from it."""
+
+    def batches() -> Iterator[NDArray[np.float64]]:
+        for batch in dataset.dataset(training, format="parquet").to_batches(columns={"value": pc.field(tower, name)}):
+            values = batch.column("value").cast(pa.float64()).to_numpy(zero_copy_only=False)
+            yield np.sign(values) * np.log1p(np.abs(values)) if feature.log else values  # type: ignore[union-attr]
+
+    rows, total = 0, 0.0
+    for values in batches():
+        rows, total = rows + len(values), total + float(values.sum())
+    mean = total / rows
+    squares = sum(float(((values - mean) ** 2).sum()) for values in batches())
+    return _rounded(mean, math.sqrt(squares / rows))
+
+
+def _rounded(mean: float, deviation: float) -> Statistics:
+    """Seven digits are the same every time: engines add in any order, which moves the last bits."""
+    mean, deviation = float(f"{mean:.7g}"), float(f"{deviation:.7g}")
     return Statistics(mean, deviation if deviation > 0 else 1.0)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
