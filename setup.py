@@ -32,7 +32,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[p for p in find_namespace_packages(str(HERE)) if p.split(".")[0] in PACKAGES],
-    package_data={"dataflow": ["queries/*.sql"]},
+    package_data={"dataflow": ["queries/*.sql"], "dataflow.feature_report": ["*.html"]},
     install_requires=[
         # TensorFlow, TF Recommenders and ScaNN share a C++ ABI: 2.19 and 2.21 break scann 1.4.2.
         "tensorflow==2.20.0",

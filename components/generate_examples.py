@@ -1,7 +1,7 @@
 """Component: turn interactions into training examples."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Output
+from kfp.dsl import HTML, Artifact, Dataset, Output
 
 from components import IMAGE
 
@@ -14,6 +14,7 @@ def generate_examples(
     examples: Output[Dataset],
     preprocessing: Output[Artifact],
     entities: Output[Dataset],
+    report: Output[HTML],
 ) -> None:
     """Turn interactions into training examples, vocabularies and the entities as they are now.
 
@@ -21,10 +22,12 @@ def generate_examples(
         run: The run's id.
         data: Section [data] of the configuration.
         schema: Section [schema] of the configuration.
-        examples: Training records and evaluation queries.
+        examples: Training records, evaluation queries, report.json and report.html.
         preprocessing: The module from raw features to ids and floats.
         entities: Every candidate and query entity as of now.
+        report: The same report.html, where KFP and Vertex AI show it.
     """
+    import shutil
     from pathlib import Path
 
     from components.envelope import stamp, start_step
@@ -44,3 +47,4 @@ def generate_examples(
     stamp(examples, tag)
     stamp(preprocessing, read_tag(Path(preprocessing.path)))
     stamp(entities, read_tag(Path(entities.path)))
+    shutil.copyfile(Path(examples.path) / "report.html", report.path)

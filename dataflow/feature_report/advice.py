@@ -95,7 +95,7 @@ def _lower(vocabulary: Mapping[str, Any]) -> str:
         return f"raise its size (now {vocabulary['limit']:,})"
     if vocabulary["min_count"] > 1:
         return f"lower min_count (now {vocabulary['min_count']})"
-    return "the training data does not have them"
+    return "the training data does not have them: train on newer data"
 
 
 def _once(feature: Mapping[str, Any]) -> Iterator[tuple[float, str]]:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-_FLOOR = 1e-4
-"""The share that stands for an empty bin, whose logarithm would be infinite."""
+_EMPTY = 0.5
+"""The count that stands for an empty bin, whose logarithm would be infinite; less would make noise of small samples."""
 
 
 def rounded(value: float) -> float:
@@ -79,12 +79,12 @@ def stability(expected: Sequence[int], actual: Sequence[int]) -> float:
     """The population stability index of two histograms over the same bins: sum of (q - p) ln(q / p).
 
     The symmetrised Kullback-Leibler divergence of the two. The usual reading: below 0.1 stable, above 0.25 another
-    distribution. An empty bin counts as 0.01 %.
+    distribution. An empty bin counts as half a value.
 
     Reference: N. Siddiqi, "Credit Risk Scorecards", Wiley 2006, on population stability; H. Jeffreys, "An invariant
     form for the prior probability in estimation problems", 1946.
     """
-    p, q = (np.maximum(np.asarray(of, np.float64) / max(sum(of), 1), _FLOOR) for of in (expected, actual))
+    p, q = (np.maximum(np.asarray(of, np.float64), _EMPTY) / max(sum(of), 1) for of in (expected, actual))
     return float(np.sum((q - p) * np.log(q / p)))
 
 

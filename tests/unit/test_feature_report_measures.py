@@ -47,9 +47,9 @@ def test_stability_by_hand() -> None:
     assert stability([10, 30], [1, 3]) == 0
 
 
-def test_an_empty_bin_counts_as_a_hundredth_of_a_percent() -> None:
-    # Shares 1, 0 and .5, .5: -.5 ln .5 + (.5 - .0001) ln 5000.
-    assert stability([10, 0], [5, 5]) == pytest.approx(0.5 * math.log(2) + 0.4999 * math.log(5_000))
+def test_an_empty_bin_counts_as_half_a_value() -> None:
+    # Shares 1, .05 and .5, .5: -.5 ln .5 + .45 ln 10.
+    assert stability([10, 0], [5, 5]) == pytest.approx(0.5 * math.log(2) + 0.45 * math.log(10))
 
 
 def test_chance_alone_seldom_exceeds_its_bound() -> None:
@@ -112,7 +112,8 @@ def test_drift_counts_what_is_missing() -> None:
     # Two bins: one degree of freedom; 1/4 + 1/2, times 1 + 2 sqrt 2.
     assert drift["by_chance"] == pytest.approx(0.75 * (1 + 2 * math.sqrt(2)), rel=1e-5)
     changed = measure_drift("values", [("a", 2, 2)], (2, 0), train, validation)
-    assert changed["index"] == pytest.approx(0.5 * math.log(2) + 0.4999 * math.log(5_000), rel=1e-5)
+    # Shares .5, .5 and 1, .25: .5 ln 2 - .25 ln .5.
+    assert changed["index"] == pytest.approx(0.75 * math.log(2), rel=1e-5)
 
 
 def test_without_validation_there_is_no_drift() -> None:
