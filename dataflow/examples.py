@@ -1,15 +1,21 @@
 """The Beam pipeline from training rows to training records.
 
-An element is a batch, not a row: the cost of an element is paid once for thousands of rows, on a laptop as on
-Dataflow. Rows are spread over the files and ordered in them by a hash that the query computed, so that the same data
-and seed give the same bytes however the work was divided.
+    <rows>/shard=0/*.parquet, shard=1/...            read
+    <destination>/part-00000-of-00004.tfrecord.gz    written: one file a shard, in the order of the hashes
+
+An element is a shard, not a row: whoever takes it streams its rows in Arrow batches, encodes them, and holds no more
+than the encoded records of that one shard, so that memory does not grow with the data and nothing is shuffled. Workers
+reach rows, preprocessing and destination through Beam's file systems, wherever they are.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +23,29 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.metrics.metric import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
+from apache_beam.utils.shared import Shared
 from numpy.typing import NDArray
 
+from dataflow.beam_options import LOCAL_RUNNERS, pipeline_options
 from dataflow.encoded import TOWERS, EncodedFeature
+from dataflow.encoding import RowEncoder, load_modules
 from dataflow.records import RecordFeature, RecordLayout
+from dataflow.sample import Sample
+from dataflow.worker_files import fetch, matches, read, seen_by_workers, written
 from lockstep.errors import DataError
-from lockstep.features import features_type, tower_inputs
 from lockstep.schema import Schema
 
+_SAMPLE = "sample.parquet"
+_SAY_EVERY_SECONDS = 5.0
 _COUNTERS = "lockstep/examples"
-_COMPRESSION = 3
-"""Of gzip: half the time of the usual 6 for a tenth more bytes."""
+_BATCH_ROWS = 32_768
+_COMPRESSION = 1
+"""Of gzip: two thirds of the time of level 3 for a tenth more bytes."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class ExamplesPlan:
         encoded: their outputs, by tower.
         candidates: rows of the catalogue.
         shards: number of files.
+        rows: number of training rows.
     """
 
     schema: bytes
@@ -48,6 +66,7 @@ class ExamplesPlan:
     encoded: Mapping[str, list[EncodedFeature]]
     candidates: int
     shards: int
+    rows: int
 
     @property
     def layout(self) -> RecordLayout:
@@ -57,145 +76,203 @@ class ExamplesPlan:
             for tower in TOWERS
             for feature in self.encoded[tower]
         ]
-        features += [
-            RecordFeature("candidate_index", 1, self.candidates),
-            RecordFeature("sampling_probability", 1, None),
-            RecordFeature("age_days", 1, None),
-        ]
+        features += [RecordFeature("candidate_index", 1, self.candidates)]
+        features += [RecordFeature(name, 1, None) for name in _NUMBERS]
         return RecordLayout(features)
 
 
-def write_examples(rows: Path, destination: Path, plan: ExamplesPlan, *, runner: str) -> int:
+_NUMBERS = ("sampling_probability", "age_days", "weight")
+_COLUMNS = (*TOWERS, "candidate_index", *_NUMBERS, "order_hash")
+
+
+@dataclass(frozen=True)
+class WrittenExamples:
+    """What was written.
+
+    Args:
+        records: their number.
+        counters: exact, over all rows: `rows_read`, `records_written`, `<tower>/<feature>/missing` and, of features
+            with a vocabulary, `<tower>/<feature>/unknown`.
+        sample: the SAMPLE_ROWS rows of the smallest order_hash, in its order: query, candidate, age_days, weight.
+    """
+
+    records: int
+    counters: Mapping[str, int]
+    sample: pa.Table
+
+
+def write_examples(
+    rows: Path, destination: Path, plan: ExamplesPlan, *, runner: str, options: Mapping[str, Any], run_id: str
+) -> WrittenExamples:
     """Encode the training rows and write them as sharded, gzipped TFRecords.
 
+    The same rows give the same bytes, however they are divided into Parquet files and among workers.
+
     Args:
-        rows: the Parquet file of queries/training_examples.sql.
-        destination: an existing folder; its files are named part-00000-of-00004.tfrecord.gz.
+        rows: the folder of `Warehouse.export_shards`; a sample is left beside its shards.
+        destination: an existing folder.
         runner: a Beam runner's name.
+        options: Beam's own options, by name.
+        run_id: names the job.
 
-    Returns:
-        The number of records, as the pipeline counted them.
+    Raises:
+        ConfigError: an option that Beam does not take.
+        DataError: the rows read, the records written and the plan's rows are not the same number.
     """
-    options = PipelineOptions(["--runner", _local(runner), "--no_save_main_session"])
+    started = time.monotonic()
+    folders = [seen_by_workers(path, runner) for path in (rows, destination, plan.preprocessing)]
+    pipeline = examples_pipeline(pipeline_options(runner, options, run_id), plan, *folders)
+    with _progress(plan, folders[1]) if runner in LOCAL_RUNNERS else nullcontext():
+        result = pipeline.run()
+        state = result.wait_until_finish()
+    if state not in (None, PipelineState.DONE):
+        raise DataError(f"the examples job ended as {state}: see its log at the {runner}, mend the cause and rerun")
+    found = result.metrics().query(MetricsFilter().with_namespace(_COUNTERS))["counters"]
+    counters = {counter.key.metric.name: int(counter.committed) for counter in found}
+    rows_read, records = counters.get("rows_read", 0), counters.get("records_written", 0)
+    if not rows_read == records == plan.rows:
+        raise DataError(
+            f"the examples job read {rows_read} rows and wrote {records} records of {plan.rows} training rows: "
+            "rerun the data step"
+        )
+    seconds = time.monotonic() - started
+    _log.info("wrote %d records in %.1f s, %.0f rows/s", records, seconds, records / seconds)
+    with read(f"{folders[0]}/{_SAMPLE}") as file:
+        return WrittenExamples(records, counters, pq.read_table(file))
+
+
+def examples_pipeline(
+    options: PipelineOptions, plan: ExamplesPlan, rows: str, destination: str, preprocessing: str
+) -> beam.Pipeline:
+    """The pipeline, not yet run; the folders are addresses that workers understand."""
     pipeline = beam.Pipeline(options=options)
-    encoded = pipeline | "Read" >> beam.io.ReadFromParquetBatched(str(rows)) | "Encode" >> beam.ParDo(_Encode(plan))
-    # An empty batch for each shard, so that every file exists.
-    empty = pipeline | "Shards" >> beam.Create([(shard, b"") for shard in range(plan.shards)])
-    (
-        (encoded, empty)
-        | "Flatten" >> beam.Flatten()
-        | "Group" >> beam.GroupByKey()
-        | "Write" >> beam.ParDo(_Write(plan, destination))
+    write = _WriteShard(plan, rows, destination, preprocessing)
+    samples = (
+        pipeline
+        | "Shards" >> beam.Create(range(plan.shards))
+        | "Spread" >> beam.Reshuffle()
+        | "Write" >> beam.ParDo(write)
     )
-    result = pipeline.run()
-    result.wait_until_finish()
-    counters = {c.key.metric.name: c.committed for c in result.metrics().query()["counters"]}
-    logging.getLogger(__name__).info("beam counters: %s", counters)
-    read, written = counters.get("rows_read", 0), counters.get("records_written", 0)
-    if read != written:
-        raise DataError(f"the examples pipeline read {read} rows but wrote {written} records: rerun the data step")
-    return int(written)
+    (
+        samples
+        | "OneKey" >> beam.WithKeys(0)
+        | "Gather" >> beam.GroupByKey()
+        | "WriteSample" >> beam.ParDo(_WriteSample(plan, f"{rows}/{_SAMPLE}"))
+    )
+    return pipeline
 
 
-def encode_rows(signature: Any, schema: Schema, tower: str, features: pa.StructArray) -> dict[str, NDArray[Any]]:
-    """Run a tower's preprocessing on a column of raw features.
+@contextmanager
+def _progress(plan: ExamplesPlan, destination: str) -> Iterator[None]:
+    """Say every few seconds how many files are there; a remote runner says so itself."""
+    started, finished = time.monotonic(), threading.Event()
 
-    Args:
-        signature: serving_default of its SavedModel.
-        features: [batch] struct, in any types that cast to `features_type`.
+    def say() -> None:
+        while not finished.wait(_SAY_EVERY_SECONDS):
+            files = len(matches(destination, "part-*"))
+            rate = files / plan.shards * plan.rows / (time.monotonic() - started)
+            _log.info("training records: %d of %d files, about %.0f rows/s", files, plan.shards, rate)
 
-    Returns:
-        name -> [batch, length] int64 or float32.
-    """
-    import tensorflow as tf
+    thread = threading.Thread(target=say, name="examples-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
 
-    inputs = tower_inputs(schema, tower, features.cast(features_type(schema, tower)))
-    outputs = signature(**{name: tf.constant(values) for name, values in inputs.items()})
-    return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+class _Modules(dict[str, Any]):
+    """A dict that a weak reference can point to."""
 
 
-class _Encode(beam.DoFn):
-    """Arrow rows -> (shard, order hashes and records)."""
+class _WriteShard(beam.DoFn):
+    """A shard's number -> its file, and those of its rows that may belong to the sample."""
 
-    def __init__(self, plan: ExamplesPlan) -> None:
-        self._plan = plan
-        self._rows = beam.metrics.Metrics.counter(_COUNTERS, "rows_read")
+    def __init__(self, plan: ExamplesPlan, rows: str, destination: str, preprocessing: str) -> None:
+        self._plan, self._rows, self._destination, self._preprocessing = plan, rows, destination, preprocessing
+        self._shared = Shared()
 
     def setup(self) -> None:
-        import tensorflow as tf
-
-        self._schema = Schema.from_json(self._plan.schema)
+        schema = Schema.from_json(self._plan.schema)
         self._layout = self._plan.layout
-        self._modules = {tower: tf.saved_model.load(str(self._plan.preprocessing / tower)) for tower in TOWERS}
+        # Threads of one process share graphs and tables.
+        self._modules = self._shared.acquire(self._load)
+        self._encoder = RowEncoder(schema, self._modules)
+        self._sample = Sample(schema, self._plan.rows)
 
-    def process(self, table: pa.Table) -> Iterator[tuple[int, bytes]]:
-        self._rows.inc(len(table))
-        values: dict[str, NDArray[Any]] = {}
-        for tower, module in self._modules.items():
-            features = table.column(tower).combine_chunks()
-            encoded = encode_rows(module.signatures["serving_default"], self._schema, tower, features)
-            values |= {f"{tower}/{name}": array for name, array in encoded.items()}
-        for name in ("candidate_index", "sampling_probability", "age_days"):
-            values[name] = table.column(name).to_numpy()[:, None]
-        records = self._layout.serialize(values)
-        hashes = table.column("order_hash").to_numpy()
-        shards = hashes % self._plan.shards
-        for shard in range(self._plan.shards):
-            chosen = np.flatnonzero(shards == shard)
-            if len(chosen):
-                yield shard, _packed(hashes[chosen], records[chosen])
+    def _load(self) -> _Modules:
+        with tempfile.TemporaryDirectory() as folder:
+            for tower in TOWERS:
+                fetch(f"{self._preprocessing}/{tower}", Path(folder) / tower)
+            return _Modules(load_modules(Path(folder)))
 
+    def process(self, shard: int) -> Iterator[pa.Table]:
+        files = [pq.ParquetFile(read(address)) for address in matches(f"{self._rows}/shard={shard}", "*.parquet")]
+        rows = sum(file.metadata.num_rows for file in files)
+        records, hashes = np.empty((rows, self._layout.bytes), np.uint8), np.empty(rows, np.int64)
+        sampled, row = [], 0
+        for batch in _batches(files):
+            end = row + len(batch)
+            records[row:end] = self._encode(batch)
+            hashes[row:end] = batch.column("order_hash")
+            sampled.append(self._sample.candidates(batch))
+            row = end
+        order = _order(hashes, records)
+        self._write(shard, records, order)
+        yield self._sample.of_shard(sampled, hashes, order)
 
-class _Write(beam.DoFn):
-    """(shard, batches) -> one file, in the order of the hashes."""
+    def _encode(self, batch: pa.RecordBatch) -> NDArray[np.uint8]:
+        encoded = self._encoder.encode(batch)
+        _count({"rows_read": len(batch)} | self._encoder.counts(batch, encoded))
+        columns = {name: batch.column(name).to_numpy()[:, None] for name in ("candidate_index", *_NUMBERS)}
+        return self._layout.serialize(encoded | columns)
 
-    def __init__(self, plan: ExamplesPlan, destination: Path) -> None:
-        self._plan = plan
-        self._destination = destination
-        self._written = beam.metrics.Metrics.counter(_COUNTERS, "records_written")
-
-    def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[int]:
+    def _write(self, shard: int, records: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
         import tensorflow as tf
 
-        shard, batches = element
-        unpacked = [_unpacked(batch, self._plan.layout.bytes) for batch in batches]
-        hashes = np.concatenate([hashes for hashes, _ in unpacked])
-        records = np.concatenate([records for _, records in unpacked])
-        order = _order(hashes, records)
-        name = f"part-{shard:05d}-of-{self._plan.shards:05d}.tfrecord.gz"
         options = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=_COMPRESSION)
-        # A bundle that is tried twice writes the same bytes; the rename makes the file appear whole.
-        unfinished = self._destination / f".{name}.{os.getpid()}"
-        with tf.io.TFRecordWriter(str(unfinished), options) as writer:
-            for row in order:
+        address = f"{self._destination}/part-{shard:05d}-of-{self._plan.shards:05d}.tfrecord.gz"
+        with written(address) as file, tf.io.TFRecordWriter(str(file), options) as writer:
+            for row in rows:
                 writer.write(records[row].tobytes())
-        unfinished.replace(self._destination / name)
-        self._written.inc(len(order))
-        yield len(order)
+        _count({"records_written": len(rows)})
 
 
-def _packed(hashes: NDArray[np.int64], records: NDArray[np.uint8]) -> bytes:
-    """Rows as bytes: their number, then everything compressed, for most of a record is padding."""
-    body = hashes.tobytes() + records.tobytes()
-    return len(hashes).to_bytes(8, "little") + pa.compress(body, "lz4", asbytes=True)
+class _WriteSample(beam.DoFn):
+    """What the shards handed on -> one file."""
+
+    def __init__(self, plan: ExamplesPlan, address: str) -> None:
+        self._plan, self._address = plan, address
+
+    def process(self, element: tuple[int, Iterable[pa.Table]]) -> Iterator[int]:
+        sample = Sample(Schema.from_json(self._plan.schema), self._plan.rows).smallest(list(element[1]))
+        with written(self._address) as file:
+            pq.write_table(sample, file)
+        yield len(sample)
 
 
-def _unpacked(batch: bytes, width: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """The inverse of `_packed`; an empty batch has no rows."""
-    rows = int.from_bytes(batch[:8], "little")
-    body = pa.decompress(batch[8:], rows * (8 + width), "lz4", asbytes=True) if rows else b""
-    records = np.frombuffer(body, np.uint8, offset=8 * rows).reshape(rows, width)
-    return np.frombuffer(body, np.int64, rows), records
+def _batches(files: Sequence[pq.ParquetFile]) -> Iterator[pa.RecordBatch]:
+    """The rows of several files, in batches of about _BATCH_ROWS, however small their row groups are."""
+    held: list[pa.RecordBatch] = []
+    for file in files:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
+            if held and sum(map(len, held)) + len(batch) > _BATCH_ROWS:
+                yield pa.concat_batches(held)
+                held = []
+            held.append(batch)
+    if held:
+        yield pa.concat_batches(held)
 
 
 def _order(hashes: NDArray[np.int64], records: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Rows by hash; equal hashes, which are rare, by their bytes, so that no accident of the runner decides."""
-    order = np.argsort(hashes, kind="stable")
-    if (np.diff(hashes[order]) == 0).any():
+    """Rows by hash; equal hashes, which are rare, by their bytes, so that no accident of the export decides."""
+    by_hash = np.argsort(hashes, kind="stable")
+    if (np.diff(hashes[by_hash]) == 0).any():
         return np.array(sorted(range(len(hashes)), key=lambda row: (hashes[row], records[row].tobytes())))
-    return order
+    return by_hash
 
 
-def _local(runner: str) -> str:
-    # Beam's DirectRunner tries first to download another runner; this is the one that it falls back on.
-    return "apache_beam.runners.portability.fn_api_runner.FnApiRunner" if runner == "DirectRunner" else runner
+def _count(counted: Mapping[str, int]) -> None:
+    for name, count in counted.items():
+        Metrics.counter(_COUNTERS, name).inc(count)

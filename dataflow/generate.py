@@ -73,7 +73,7 @@ def run(*, examples: Path, preprocessing: Path, entities: Path, run_id: str, dat
     try:
         with DeadLetters(examples / "dead_letters.jsonl") as dead_letters:
             job.read(dead_letters, work)
-        job.encode(work)
+        job.encode(work, run_id)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return job.finish(run_id)
@@ -122,7 +122,7 @@ class _Job:
             name: getattr(cuts, name).isoformat() for name in ("validation_from", "test_from", "newest")
         }
 
-    def encode(self, work: Path) -> None:
+    def encode(self, work: Path, run_id: str) -> None:
         """Build preprocessing and write the training records with it."""
         from dataflow.examples import ExamplesPlan, write_examples
         from dataflow.preprocessing import save_preprocessing
@@ -142,7 +142,12 @@ class _Job:
         (self.examples / "train").mkdir()
         with _timed("writing training records"):
             written = write_examples(
-                work / "training", self.examples / "train", plan, runner=self.data.runner, options=self.data.beam
+                work / "training",
+                self.examples / "train",
+                plan,
+                runner=self.data.runner,
+                options=self.data.beam,
+                run_id=run_id,
             )
         self.stages.append(Stage("training records", training.examples, written.records).check())
         (self.examples / "features.json").write_bytes(features_json(encoded))

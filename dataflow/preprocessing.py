@@ -2,7 +2,8 @@
 
     <artifact>/                    kind preprocessing; rows = entries of all vocabularies
       query/, candidate/           SavedModels; signature serving_default takes the arrays of
-                                   lockstep.features.tower_inputs and returns the encoded features, by the same names
+                                   lockstep.features.tower_inputs and returns the encoded features, by the same names;
+                                   signature distinct takes strings one by one (see TowerPreprocessing)
       vocabulary/<table>.txt       a value a line, in the order of their ids from 2; `\\`, newline and return escaped
       features.json                see dataflow.encoded
       schema.json
@@ -15,8 +16,9 @@ the ids of training and of serving, so they cannot disagree.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -52,7 +54,8 @@ def save_preprocessing(destination: Path, schema: Schema, learned: Learned) -> N
         (files / f"{table}.txt").write_bytes("".join(escape(value) + "\n" for value in values).encode())
     for tower in TOWERS:
         module = TowerPreprocessing(schema, tower, learned, files)
-        tf.saved_model.save(module, str(destination / tower), signatures={"serving_default": module.encode})
+        signatures = {"serving_default": module.encode, "distinct": module.encode_distinct}
+        tf.saved_model.save(module, str(destination / tower), signatures=signatures)
     (destination / "features.json").write_bytes(features_json(encoded_features(schema, learned.vocabularies)))
     (destination / "schema.json").write_bytes(schema.to_json())
 
@@ -63,7 +66,10 @@ def escape(value: str) -> str:
 
 
 class TowerPreprocessing(tf.Module):
-    """The preprocessing of one tower.
+    """The preprocessing of one tower, as two functions of the same tables.
+
+    `encode` takes rows. `encode_distinct` differs in the features of strings: it takes [any number] of them, wherever
+    in the rows they stand, and returns [that number, 1 or max_tokens] ids, so that what repeats is encoded once.
 
     Args:
         files: the folder of the vocabulary files, which the SavedModel copies.
@@ -83,13 +89,16 @@ class TowerPreprocessing(tf.Module):
                 self._tables[name] = by_table.setdefault(table, _Table(bins, values, files / f"{table}.txt"))
             self._statistics[name] = learned.statistics.get((tower, name), Statistics())
         specs = {name: _input_spec(name, feature) for name, feature in features.items()}
-        function = tf.function(lambda **inputs: self._encode(features, inputs), autograph=False)
-        self.encode = function.get_concrete_function(**specs)
+        self.encode = _concrete(self._encode, features, specs)
+        single = {name: tf.TensorSpec([None], tf.string, name) for name in self._tables}
+        self.encode_distinct = _concrete(self._encode_distinct, features, specs | single)
 
-    def _encode(self, features: Mapping[str, Feature], inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return {name: self._encode_one(name, features[name], inputs[name]) for name in sorted(features)}
+    def _encode_distinct(self, name: str, feature: Feature, raw: tf.Tensor) -> tf.Tensor:
+        if feature.type in ("text", "text_sequence"):
+            return _text_ids(raw, self._tables[name], feature.ngrams, feature.max_tokens)
+        return self._tables[name].ids(raw)[:, tf.newaxis] if name in self._tables else self._encode(name, feature, raw)
 
-    def _encode_one(self, name: str, feature: Feature, raw: tf.Tensor) -> tf.Tensor:
+    def _encode(self, name: str, feature: Feature, raw: tf.Tensor) -> tf.Tensor:
         if feature.type == "text":
             return _text_ids(raw, self._tables[name], feature.ngrams, feature.max_tokens)
         if feature.type == "numeric":
@@ -109,6 +118,19 @@ class TowerPreprocessing(tf.Module):
         if feature.type == "numeric_sequence":
             return _numeric_sequence(raw, feature.log, feature.max_length, self._statistics[name])
         return self._tables[name].ids(raw)[:, tf.newaxis]
+
+
+def _concrete(
+    encode: Callable[[str, Feature, tf.Tensor], tf.Tensor],
+    features: Mapping[str, Feature],
+    specs: Mapping[str, tf.TensorSpec],
+) -> Any:
+    """The graph that encodes every feature by itself."""
+
+    def encode_all(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {name: encode(name, features[name], inputs[name]) for name in sorted(features)}
+
+    return tf.function(encode_all, autograph=False).get_concrete_function(**specs)
 
 
 class _Table(tf.Module):

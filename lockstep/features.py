@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -49,14 +49,39 @@ def features_type(schema: Schema, tower: str) -> pa.StructType:
     return pa.struct([(name, arrow_type(feature)) for name, feature in schema.features(tower).items()])
 
 
-def tower_inputs(schema: Schema, tower: str, features: pa.StructArray) -> dict[str, NDArray[Any]]:
+def tower_inputs(
+    schema: Schema, tower: str, features: pa.StructArray, only: Collection[str] | None = None
+) -> dict[str, NDArray[Any]]:
     """Turn a `features` column into the arrays that the tower of this schema takes.
+
+    Args:
+        only: the features that are wanted, where not all are.
 
     Returns:
         name -> object (bytes) [batch] or [batch, length], float32 likewise, int64 seconds for moments; a
         sequence is cut to its last `max_length` values and padded to the longest of the batch, at least one.
     """
-    return {name: _inputs(feature, pc.struct_field(features, name)) for name, feature in schema.features(tower).items()}
+    return {
+        name: _inputs(feature, pc.struct_field(features, name))
+        for name, feature in schema.features(tower).items()
+        if only is None or name in only
+    }
+
+
+def last_values(values: pa.ListArray, length: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """The last values of each row, and where they go.
+
+    Returns:
+        [batch, width] bool, True where a value goes, from the left; its width is the longest row's, at most `length`
+        and at least 1. And for each True, row by row, the position in `values.flatten()` of the value.
+    """
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+    kept = np.minimum(lengths, length)
+    columns = np.arange(max(1, int(kept.max(initial=0))))
+    mask = columns[None, :] < kept[:, None]
+    # Null lists have no values in `flatten`, whose rows are therefore consecutive.
+    starts = np.cumsum(lengths, dtype=np.int64) - kept
+    return mask, (starts[:, None] + columns[None, :])[mask]
 
 
 def features_from_json(schema: Schema, tower: str, values: Mapping[str, Any]) -> pa.StructArray:
@@ -105,18 +130,12 @@ def _bytes(values: pa.Array) -> NDArray[Any]:
 
 
 def _padded(values: pa.ListArray, length: int, dtype: Any, missing: Any) -> NDArray[Any]:
-    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
-    kept = np.minimum(lengths, length)
-    width = length if dtype is np.float32 and missing == 0.0 else max(1, int(kept.max(initial=0)))
+    mask, chosen = last_values(values, length)
+    width = length if dtype is np.float32 and missing == 0.0 else mask.shape[1]
     out = np.full((len(values), width), missing, dtype=dtype)
     flat = values.flatten()
     flat_values = _bytes(flat) if dtype is object else pc.fill_null(flat, missing).to_numpy(zero_copy_only=False)
-    # Null lists have no values in `flatten`, whose rows are therefore consecutive.
-    ends = np.cumsum(lengths)
-    columns = np.arange(width)
-    mask = columns[None, :] < kept[:, None]
-    positions = (ends - kept)[:, None] + columns[None, :]
-    out[mask] = flat_values[positions[mask]]
+    out[:, : mask.shape[1]][mask] = flat_values[chosen]
     return out
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataflow.encoded import Learned, Statistics
-from dataflow.examples import encode_rows
+from dataflow.encoding import RowEncoder, load_modules
 from dataflow.preprocessing import save_preprocessing
 from lockstep.features import features_type, tower_inputs
 from lockstep.schema import Schema
@@ -64,14 +64,27 @@ SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=[Healt
 
 
 @pytest.fixture(scope="module")
-def signature(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     made = tmp_path_factory.mktemp("preprocessing")
     save_preprocessing(made, SCHEMA, LEARNED)
-    module = tf.saved_model.load(str(made / "query"))
-    # A signature does not keep its module alive, nor the module's tables.
-    found = module.signatures["serving_default"]
-    found.owner = module
-    return found
+    return load_modules(made)
+
+
+@pytest.fixture(scope="module")
+def signature(modules: dict[str, Any]) -> Any:
+    return modules["query"].signatures["serving_default"]
+
+
+def served(signature: Any, features: pa.StructArray) -> dict[str, np.ndarray]:
+    """What serving makes of raw features."""
+    inputs = tower_inputs(SCHEMA, "query", features)
+    outputs = signature(**{name: tf.constant(values) for name, values in inputs.items()})
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
+    candidate = pa.array([{"id": "a"}] * len(rows), features_type(SCHEMA, "candidate"))
+    return pa.record_batch({"query": struct(rows), "candidate": candidate})
 
 
 def struct(rows: list[dict[str, Any]]) -> pa.StructArray:
@@ -88,18 +101,34 @@ def struct(rows: list[dict[str, Any]]) -> pa.StructArray:
 @SETTINGS
 @given(st.lists(row, min_size=2, max_size=5))
 def test_a_batch_encodes_as_its_rows_do_bit_for_bit(signature: Any, rows: list[dict[str, Any]]) -> None:
-    together = encode_rows(signature, SCHEMA, "query", struct(rows))
+    together = served(signature, struct(rows))
     for number, one in enumerate(rows):
-        alone = encode_rows(signature, SCHEMA, "query", struct([one]))
+        alone = served(signature, struct([one]))
         for name, values in together.items():
             assert values[number].tobytes() == alone[name][0].tobytes(), (name, one[name])
+
+
+@SETTINGS
+@given(st.lists(st.lists(row, min_size=1, max_size=5), min_size=2, max_size=3), st.integers(0, 3))
+def test_training_records_hold_what_serving_makes_bit_for_bit(
+    modules: dict[str, Any], signature: Any, batches: list[list[dict[str, Any]]], remembered: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dataflow.encoding.REMEMBERED", remembered)  # forgets in the middle
+        encoder = RowEncoder(SCHEMA, modules)
+        for rows in batches:
+            recorded = encoder.encode(batch(rows))
+            for name, values in served(signature, struct(rows)).items():
+                found = recorded[f"query/{name}"]
+                assert found.shape == values.shape, name
+                assert found.astype(values.dtype).tobytes() == values.tobytes(), name
 
 
 @SETTINGS
 @given(st.lists(row, min_size=1, max_size=4))
 def test_whatever_goes_in_what_comes_out_is_within_its_description(signature: Any, rows: list[dict[str, Any]]) -> None:
     sizes = {"id": len(IDS) + 2, "lookup": 3, "hashed": 6, "text": 6, "ids": len(IDS) + 2, "texts": 4}
-    encoded = encode_rows(signature, SCHEMA, "query", struct(rows))
+    encoded = served(signature, struct(rows))
     for name, values in encoded.items():
         if name in sizes:
             assert values.min() >= 0

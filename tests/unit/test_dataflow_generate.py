@@ -444,13 +444,15 @@ def test_records_hold_exact_numbers(world: World, made: Path) -> None:
 
 def test_serving_makes_the_ids_of_training(world: World, made: Path) -> None:
     """The evaluation path (Arrow features through the saved signature) and the records agree on candidates."""
-    from dataflow.examples import encode_rows
+    from lockstep.features import tower_inputs
 
     schema = Schema.model_validate(SCHEMA)
     table = pq.read_table(made / "entities" / "candidates")
     module = tf.saved_model.load(str(made / "preprocessing" / "candidate"))
     features = table.column("features").combine_chunks()
-    encoded = encode_rows(module.signatures["serving_default"], schema, "candidate", features)
+    inputs = tower_inputs(schema, "candidate", features)
+    outputs = module.signatures["serving_default"](**{name: tf.constant(values) for name, values in inputs.items()})
+    encoded = {name: tensor.numpy() for name, tensor in outputs.items()}
     row = {entity: number for number, entity in enumerate(table.column("id").to_pylist())}
     catalogue = pq.read_table(made / "examples" / "catalogue.parquet").column("id").to_pylist()
     for record in records(made):

@@ -1,0 +1,114 @@
+"""Training rows as the query of dataflow/queries makes them, drawn at random: the input of benchmarks/examples.py.
+
+The schema is that of configs/mpd.toml. Tracks, artists and words follow Zipf's law; most histories are full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dataflow.encoded import Learned
+from lockstep.config import load_config
+from lockstep.features import features_type
+from lockstep.schema import Schema
+
+TRACKS, ARTISTS, WORDS = 200_000, 40_000, 10_000
+HISTORY = 20
+_ROW_GROUP = 122_880
+"""DuckDB's."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What can be drawn, most popular first."""
+
+    schema: Schema
+    tracks: pa.Array
+    artists: pa.Array
+    names: pa.Array
+    artist_of: NDArray[np.int64]
+    learned: Learned
+
+    @classmethod
+    def draw(cls, config: Path) -> Catalogue:
+        """The catalogue of a seed that is always the same."""
+        generator = np.random.default_rng(1)
+        words = np.array([f"w{number:05d}" if number % 2 else f"wörd{number}" for number in range(WORDS)])
+        lengths = generator.integers(1, 6, TRACKS)
+        names = [" ".join(words[_zipf(generator, WORDS, length)]).title() for length in lengths]
+        pairs = sorted({" ".join(name.lower().split()[:2]) for name in names[:WORDS] if " " in name})
+        tracks = [f"spotify:track:{number:022x}" for number in range(TRACKS)]
+        artists = [f"Artist of the number {number}" for number in range(ARTISTS)]
+        tokens = [*words.tolist(), *pairs]
+        # A tenth of the tracks and artists is too rare to be in a vocabulary.
+        learned = Learned(
+            {
+                "candidate_track": tracks[: TRACKS * 9 // 10],
+                "candidate_artist": artists[: ARTISTS * 9 // 10],
+                "candidate_track_name": tokens,
+                "query_title": tokens,
+            },
+            {},
+        )
+        artist_of = _zipf(generator, ARTISTS, TRACKS)
+        schema = load_config(config).schema_
+        return cls(schema, pa.array(tracks), pa.array(artists), pa.array(names), artist_of, learned)
+
+    def write_shard(self, folder: Path, shard: int, shards: int, rows: int) -> None:
+        """Write the rows of one shard."""
+        generator = np.random.default_rng([2, shard])
+        folder.mkdir(parents=True)
+        writer: pq.ParquetWriter | None = None
+        for first in range(0, rows, _ROW_GROUP):
+            table = self._rows(generator, shard, shards, min(_ROW_GROUP, rows - first))
+            writer = writer or pq.ParquetWriter(folder / "data_0.parquet", table.schema, compression="snappy")
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+
+    def _rows(self, generator: np.random.Generator, shard: int, shards: int, rows: int) -> pa.Table:
+        lengths = np.minimum(generator.integers(1, 60, rows), HISTORY)
+        past = _zipf(generator, TRACKS, int(lengths.sum()))
+        label = _zipf(generator, TRACKS, rows)
+        titles = pa.array(self.names.take(pa.array(_zipf(generator, TRACKS, rows))))
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+
+        def history(values: pa.Array, chosen: NDArray[np.int64]) -> pa.Array:
+            return pa.ListArray.from_arrays(offsets, values.take(pa.array(chosen)))
+
+        query = {
+            "history": history(self.tracks, past),
+            "history_artists": history(self.artists, self.artist_of[past]),
+            "history_names": history(self.names, past),
+            "title": titles,
+        }
+        candidate = {
+            "track": self.tracks.take(pa.array(label)),
+            "artist": self.artists.take(pa.array(self.artist_of[label])),
+            "track_name": self.names.take(pa.array(label)),
+        }
+        columns = {}
+        for tower, values in {"query": query, "candidate": candidate}.items():
+            kind = features_type(self.schema, tower)
+            columns[tower] = pa.StructArray.from_arrays([values[f.name].cast(f.type) for f in kind], fields=list(kind))
+        return pa.table(
+            columns
+            | {
+                "candidate_index": label,
+                "sampling_probability": 1 / (label + 10.0),
+                "age_days": generator.exponential(100, rows),
+                "weight": np.ones(rows),
+                "order_hash": generator.integers(0, 2**60 // shards, rows) * shards + shard,
+            }
+        )
+
+
+def _zipf(generator: np.random.Generator, below: int, count: int) -> NDArray[np.int64]:
+    """Numbers below a bound, about proportional to 1 / (number + 1): the inverse of the logarithm."""
+    return np.minimum(np.exp(generator.random(count) * np.log(below + 1)) - 1, below - 1).astype(np.int64)
