@@ -55,6 +55,8 @@ setup(
         "gcp": [
             "apache-beam[gcp]==2.77.0",
             "google-cloud-aiplatform==1.165.1",
+            "google-cloud-bigquery>=3.47",
+            "google-cloud-bigquery-storage>=2.43",
             "google-cloud-storage>=3.17",
         ],
         "dev": DEV,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,12 +12,53 @@ from typing import Any, Self
 import pyarrow as pa
 
 
+@dataclass(frozen=True)
+class QueryUsage:
+    """What one query read, and what is charged for."""
+
+    query: str
+    """The table that it made, or what it was for."""
+    bytes_processed: int
+    bytes_billed: int
+
+
+@dataclass
+class Usage:
+    """What the queries of a warehouse read so far; empty where the engine bills nothing."""
+
+    queries: list[QueryUsage] = field(default_factory=list)
+
+    @property
+    def bytes_processed(self) -> int:
+        """Bytes that all queries read."""
+        return sum(query.bytes_processed for query in self.queries)
+
+    @property
+    def bytes_billed(self) -> int:
+        """Bytes that are charged for."""
+        return sum(query.bytes_billed for query in self.queries)
+
+    def to_json(self) -> dict[str, Any]:
+        """The totals and the queries, for a report."""
+        return {
+            "bytes_processed": self.bytes_processed,
+            "bytes_billed": self.bytes_billed,
+            "queries": [asdict(query) for query in self.queries],
+        }
+
+
 class Warehouse(ABC):
     """Runs BigQuery-dialect SQL over Parquet files.
 
     Tables live as long as the warehouse is open. Names are plain (`events`); an adapter puts its own dataset,
     schema or prefix in front of them. Every query is one SELECT; what is created from it is the adapter's matter.
+
+    Args:
+        usage: what was read and charged for so far.
     """
+
+    def __init__(self) -> None:
+        self.usage = Usage()
 
     @abstractmethod
     def load(self, table: str, files: Sequence[Path]) -> int:
@@ -68,7 +110,11 @@ class Warehouse(ABC):
 
     @abstractmethod
     def schema(self, table: str) -> pa.Schema:
-        """The columns of a table, as Arrow types."""
+        """The columns of a table, as Arrow types.
+
+        Args:
+            table: a table that was loaded or created here; on BigQuery also any `project.dataset.table`.
+        """
 
     @abstractmethod
     def close(self) -> None:

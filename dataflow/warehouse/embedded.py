@@ -36,6 +36,7 @@ class DuckDBWarehouse(Warehouse):
     """
 
     def __init__(self, work: Path, *, memory: str = "4GB", threads: int = 2) -> None:
+        super().__init__()
         self._connection = duckdb.connect(str(work / "warehouse.duckdb"))
         for name, value in (
             ("memory_limit", memory),

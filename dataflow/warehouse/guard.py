@@ -66,6 +66,8 @@ def to_duckdb(sql: str) -> str:
         UnsafeQueryError: it uses a construct of the deny-list, or sqlglot cannot translate it.
     """
     query = check_query(sql)
+    for length in query.find_all(exp.ByteLength):  # DuckDB counts the octets of a BLOB only
+        length.set("this", exp.Encode(this=length.this))
     try:
         return query.sql(dialect="duckdb", unsupported_level=ErrorLevel.RAISE)
     except SqlglotError as error:
@@ -108,6 +110,10 @@ def _unordered_array(node: exp.Expr) -> bool:
     return not (isinstance(window, exp.Window) and window.args.get("order"))
 
 
+def _bare_trim(node: exp.Expr) -> bool:
+    return isinstance(node, exp.Trim) and node.expression is None
+
+
 def _array_limit(node: exp.Expr) -> bool:
     return isinstance(node, exp.ArrayAgg) and node.find(exp.Limit) is not None
 
@@ -137,6 +143,7 @@ _RULES = (
     _Rule("a CAST to an integer", "only CAST(CONCAT('0x', ...) AS INT64) rounds and fails alike on both", _to_integer),
     _Rule("ARRAY_CONCAT", "aggregate the flat rows of both with ARRAY_AGG(x ORDER BY n)", _of(exp.ArrayConcat)),
     _Rule("SUBSTR from other than a literal position of 1 or more", "count from 1", _substring_start),
+    _Rule("TRIM without characters", "BigQuery trims every white space, DuckDB blanks: use REGEXP_REPLACE", _bare_trim),
     _Rule(
         "an APPROX_* function",
         "count exactly with GROUP BY",

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from dataflow.split import split_bucket
-from dataflow.sql import ident, literal, render
-from dataflow.warehouse import DuckDBWarehouse, UnsafeQueryError, Warehouse, check_query, to_duckdb
+from dataflow.sql import ident, render
+from dataflow.warehouse import UnsafeQueryError, check_query, to_duckdb
+from dataflow.warehouse.names import qualify, source_tables
 from lockstep.errors import DataError
-
-
-@pytest.fixture
-def warehouse(tmp_path: Path) -> Iterator[Warehouse]:
-    with DuckDBWarehouse(tmp_path, memory="500MB", threads=1) as opened:
-        yield opened
-
 
 DENIED = [
     ("SELECT v FROM t, UNNEST(t.a) AS v WITH OFFSET AS o", "WITH OFFSET"),
@@ -37,6 +24,8 @@ DENIED = [
     ("SELECT CAST(2.5 AS INT64)", "a CAST to an integer"),
     ("SELECT SAFE_CAST(CONCAT('0x', a) AS INT64) FROM t", "a CAST to an integer"),
     ("SELECT ARRAY_CONCAT(a, b) FROM t", "ARRAY_CONCAT"),
+    ("SELECT TRIM(a) FROM t", "TRIM without characters"),
+    ("SELECT LTRIM(a) FROM t", "TRIM without characters"),
     ("SELECT SUBSTR(a, 0, 3) FROM t", "SUBSTR from other than a literal position of 1 or more"),
     ("SELECT SUBSTR(a, -3) FROM t", "SUBSTR from other than a literal position of 1 or more"),
     ("SELECT SUBSTRING(a, k, 3) FROM t", "SUBSTR from other than a literal position of 1 or more"),
@@ -104,26 +93,7 @@ def test_a_query_is_one_select(sql: str) -> None:
         to_duckdb(sql)
 
 
-def test_the_split_hash_is_the_same_in_sql_and_python(warehouse: Warehouse, tmp_path: Path) -> None:
-    ids = ["a", "", "Zoë", "日本", "x'y\\z`\n\t", "a" * 300, *(f"user-{n}" for n in range(500))]
-    pq.write_table(pa.table({"id": ids}), tmp_path / "ids.parquet")
-    warehouse.load("ids", [tmp_path / "ids.parquet"])
-    sql = "SELECT id, MOD(CAST(CONCAT('0x', SUBSTR(TO_HEX(MD5(id)), 1, 8)) AS INT64), 10000) AS bucket FROM ids"
-    found = {row["id"]: row["bucket"] for row in warehouse.rows(sql)}
-    assert found == {entity: split_bucket(entity, 10_000) for entity in ids}
-    # printf a | md5sum is 0cc175b9...; 0x0cc175b9 = 214,005,177
-    assert found["a"] == 5177
-
-
-def test_values_survive_as_literals_and_names_as_identifiers(warehouse: Warehouse) -> None:
-    nasty = 'it\'s "a" `b` \\n \n\r {{ x }} -- ; DROP'
-    moment = datetime(2024, 2, 29, 23, 59, 59, 123456, tzinfo=UTC)
-    sql = (
-        f"SELECT {literal(nasty)} AS {ident('select')}, {literal(moment)} AS m, {literal(-3)} AS i, {literal(0.1)} AS f"
-    )
-    row = warehouse.rows(sql)[0]
-    assert (row["select"], row["i"], float(row["f"])) == (nasty, -3, 0.1)
-    assert row["m"] == moment
+def test_a_column_name_has_no_backtick() -> None:
     with pytest.raises(DataError, match="cannot be a column name"):
         ident("a`b")
 
@@ -133,27 +103,31 @@ def test_a_template_with_a_missing_parameter_is_an_error() -> None:
         render("cut")
 
 
-def test_tables_are_loaded_created_exported_and_described(warehouse: Warehouse, tmp_path: Path) -> None:
-    for part, values in enumerate(([3, 1], [2])):
-        pq.write_table(pa.table({"n": pa.array(values, pa.int64())}), tmp_path / f"it's-{part}.parquet")
-    assert warehouse.load("numbers", sorted(tmp_path.glob("it's-*.parquet"))) == 3
-    assert warehouse.create("odd", "SELECT n FROM numbers WHERE MOD(n, 2) = 1") == 2
-    assert warehouse.schema("odd") == pa.schema([("n", pa.int64())])
-    assert warehouse.export("SELECT n, [n, n + 1] AS pair FROM odd ORDER BY n", tmp_path / "out.parquet") == 2
-    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [{"n": 1, "pair": [1, 2]}, {"n": 3, "pair": [3, 4]}]
+NAMED = [
+    ("SELECT a FROM t", "SELECT a FROM `p.d.t` AS `t`"),
+    ("SELECT `t`.a FROM `t`", "SELECT `t`.a FROM `p.d.t` AS `t`"),
+    ("SELECT x.a FROM t AS x JOIN u y ON y.a = x.a", "SELECT x.a FROM `p.d.t` AS x JOIN `p.d.u` y ON y.a = x.a"),
+    ("WITH t AS (SELECT 1 AS a) SELECT a FROM t", None),
+    ("WITH t AS (SELECT 1 AS a) SELECT a FROM (SELECT a FROM T)", None),
+    ("WITH t AS (SELECT a FROM t) SELECT a FROM t", "WITH t AS (SELECT a FROM `p.d.t` AS `t`) SELECT a FROM t"),
+    (
+        "WITH b AS (SELECT a FROM c), c AS (SELECT a FROM b) SELECT a FROM c",
+        "WITH b AS (SELECT a FROM `p.d.c` AS `c`), c AS (SELECT a FROM b) SELECT a FROM c",
+    ),
+    (
+        "SELECT a FROM (WITH t AS (SELECT 1 AS a) SELECT a FROM t) UNION ALL SELECT a FROM t",
+        "SELECT a FROM (WITH t AS (SELECT 1 AS a) SELECT a FROM t) UNION ALL SELECT a FROM `p.d.t` AS `t`",
+    ),
+    ("SELECT e FROM `o-1.d.t` AS t, UNNEST(t.a) AS e, o.d.u", None),
+    ("SELECT 't', a -- from t\nFROM t", "SELECT 't', a -- from t\nFROM `p.d.t` AS `t`"),
+]
 
 
-def test_order_puts_nulls_first_as_bigquery_does(warehouse: Warehouse) -> None:
-    found = warehouse.rows("SELECT x FROM (SELECT 1 AS x UNION ALL SELECT NULL UNION ALL SELECT 0) ORDER BY x")
-    assert [row["x"] for row in found] == [None, 0, 1]
+@pytest.mark.parametrize(("sql", "expected"), NAMED)
+def test_tables_get_their_full_names_and_nothing_else_changes(sql: str, expected: str | None) -> None:
+    assert qualify(sql, lambda name: f"`p.d.{name}`") == (expected or sql)
 
 
-def test_errors_are_sentences(warehouse: Warehouse, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no Parquet files for the table 'events'"):
-        warehouse.load("events", [])
-    with pytest.raises(DataError, match="no table 'absent'"):
-        warehouse.schema("absent")
-    with pytest.raises(DataError, match=r"the warehouse refused a query: .*absent"):
-        warehouse.rows("SELECT 1 AS a FROM absent")
-    with pytest.raises(DataError, match="is no table name"):
-        warehouse.create('x"; DROP', "SELECT 1 AS a")
+def test_the_tables_that_a_query_reads() -> None:
+    query = check_query("WITH c AS (SELECT * FROM t) SELECT * FROM c, `o-1.d.u`, UNNEST([1]) AS e")
+    assert source_tables(query) == {"t", "o-1.d.u"}
