@@ -43,12 +43,14 @@ def advise(features: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Advi
 def percent(value: float) -> str:
     """A share in words.
 
-    >>> percent(0.384), percent(0.004), percent(0.00001)
-    ('38 %', '0.4 %', 'under 0.1 %')
+    >>> percent(0.384), percent(0.0238), percent(0.01), percent(0.00001), percent(0.9996)
+    ('38 %', '2.4 %', '1 %', 'under 0.1 %', 'over 99.9 %')
     """
     if 0 < value < 0.001:
         return "under 0.1 %"
-    return f"{100 * value:.1f} %" if 0 < value < 0.01 or 0.99 < value < 1 else f"{100 * value:.0f} %"
+    if 0.999 < value < 1:
+        return "over 99.9 %"
+    return f"{100 * value:.{1 if value < 0.1 or value > 0.99 else 0}f}".removesuffix(".0") + " %"
 
 
 def _coverage(feature: Mapping[str, Any]) -> Iterator[tuple[float, str]]:

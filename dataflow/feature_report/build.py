@@ -16,6 +16,7 @@ from dataflow.encoded import TOWERS, Learned
 from dataflow.feature_report.advice import advise
 from dataflow.feature_report.features import Measuring, Split
 from dataflow.feature_report.leaks import check_leaks
+from dataflow.feature_report.measures import independent_rows
 from dataflow.feature_report.thresholds import SUMMARY_LINES
 from dataflow.feature_report.unknown import count_unknown
 from dataflow.feature_report.validation import validation_rows
@@ -60,10 +61,11 @@ def build(
         The report with `features`, `advice`, `leaks` and `sample`: the same for the same data, digit by digit.
     """
     later = validation_rows(schema, artifacts.examples, artifacts.entities)
+    independent = _independent(sample)
     features = {}
     for tower in TOWERS:
         rows = sample.column(tower).combine_chunks().cast(features_type(schema, tower))
-        train = _split(artifacts.preprocessing, schema, tower, Rows(rows, len(rows)))
+        train = _split(artifacts.preprocessing, schema, tower, Rows(rows, independent))
         validation = _split(artifacts.preprocessing, schema, tower, later[tower])
         measuring = Measuring(schema, tower, learned, counters, train, validation)
         features[tower] = {name: measuring.feature(name) for name in sorted(schema.features(tower))}
@@ -90,6 +92,13 @@ def log_summary(report: Mapping[str, Any]) -> None:
 
 def _split(preprocessing: Path, schema: Schema, tower: str, rows: Rows) -> Split:
     return Split(rows, count_unknown(preprocessing, schema, tower, rows))
+
+
+def _independent(sample: pa.Table) -> int:
+    if "query_id" not in sample.column_names:
+        return len(sample)
+    counts = sample.column("query_id").combine_chunks().value_counts().field("counts")
+    return independent_rows(counts.to_numpy())
 
 
 def _oldest(sample: pa.Table, validation_from: datetime) -> datetime:

@@ -108,6 +108,22 @@ def stability_by_chance(bins: int, expected: int, actual: int) -> float:
     return rounded((1 / max(expected, 1) + 1 / max(actual, 1)) * (degrees + 2 * math.sqrt(2 * degrees)))
 
 
+def independent_rows(groups: NDArray[np.int64]) -> int:
+    """How many independent rows say as much as rows in groups, of which each group's rows are alike.
+
+    The effective sample size (sum of n)^2 / (sum of n^2), rounded up.
+
+    Args:
+        groups: [groups] rows of each.
+
+    Reference: L. Kish, "Survey Sampling", Wiley 1965.
+
+    >>> independent_rows(np.array([1, 1, 1])), independent_rows(np.array([8, 1, 1])), independent_rows(np.array([5]))
+    (3, 2, 1)
+    """
+    return math.ceil(int(groups.sum()) ** 2 / int((groups**2).sum())) if len(groups) else 0
+
+
 def histogram(values: NDArray[np.float64], edges: NDArray[np.float64]) -> list[int]:
     """Counts between edges; what lies outside falls into the first or the last bin."""
     inner = np.searchsorted(edges[1:-1], values, side="right")

@@ -62,12 +62,12 @@ def _percent(value: float | None) -> str:
 def _number(value: float | None) -> str:
     """A number as people write it.
 
-    >>> _number(1234567), _number(0.123456), _number(None)
-    ('1,234,567', '0.1235', '–')
+    >>> _number(1234567), _number(42187.6), _number(0.123456), _number(None)
+    ('1,234,567', '42,188', '0.1235', '–')
     """
     if value is None:
         return "–"
-    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:,.4g}"
+    return f"{value:,.0f}" if 1_000 <= abs(value) < 1e15 or value == int(value) else f"{value:,.4g}"
 
 
 @cache

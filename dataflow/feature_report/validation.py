@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataflow.feature_report.measures import independent_rows
 from dataflow.feature_report.thresholds import ROWS
 from dataflow.feature_report.values import Rows
 from lockstep.errors import DataError
@@ -42,18 +43,18 @@ def validation_rows(schema: Schema, examples: Path, entities: Path, limit: int =
 
 
 def _targets(folder: Path, limit: int) -> tuple[pa.Array, int]:
-    """Ids of the targets, an id once for each query that took it, and the number of queries that they are of."""
+    """Ids of the targets, an id once for each query that took it, and how many independent rows they are worth."""
     total = sum(int(pc.sum(_lengths(batch)).as_py() or 0) for batch in batches(folder, ["targets"]))
     step = max(1, -(-total // limit))
-    kept, queries, seen = [pa.array([], pa.string())], 0, 0
+    kept, groups, seen = [pa.array([], pa.string())], [np.array([], np.int64)], 0
     for batch in batches(folder, ["targets"]):
         column = batch.column("targets")
         owners = pc.list_parent_indices(column).to_numpy()
         chosen = np.arange(-seen % step, len(owners), step)
         kept.append(column.flatten().take(pa.array(chosen)).cast(pa.string()))
-        queries += len(np.unique(owners[chosen]))
+        groups.append(np.unique(owners[chosen], return_counts=True)[1])
         seen += len(owners)
-    return pa.concat_arrays(kept), queries
+    return pa.concat_arrays(kept), independent_rows(np.concatenate(groups))
 
 
 def _look_up(folder: Path, ids: pa.Array, schema: Schema) -> pa.StructArray:

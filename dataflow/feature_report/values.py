@@ -25,7 +25,7 @@ class Rows:
 
     Args:
         features: [rows] struct, a field a feature of the schema.
-        independent: how many of the rows were drawn independently; the targets of one query were not.
+        independent: how many independent rows they are worth; rows of one query entity are alike.
     """
 
     features: pa.StructArray

@@ -284,11 +284,9 @@ def test_drift(report: dict[str, Any]) -> None:
     ]
     # An empty bin counts as half a row: .25 and .25, and .125 and .5.
     assert drift["index"] == pytest.approx(0.375 * math.log(4), rel=1e-5)
-    # Four bins, four training rows, two queries.
-    assert drift["by_chance"] == pytest.approx(0.75 * (3 + 2 * math.sqrt(6)), rel=1e-5)
-    # The targets of one query are not independent: two of the three count.
+    # Four bins, two queries; four training rows of entities with 1, 2, 1: 16 / 6, rounded up.
+    assert drift["by_chance"] == pytest.approx((1 / 3 + 1 / 2) * (3 + 2 * math.sqrt(6)), rel=1e-5)
     candidate = report["features"]["candidate"]["track"]["drift"]
-    assert candidate["by_chance"] == pytest.approx(0.75 * (3 + 2 * math.sqrt(6)), rel=1e-5)
     assert {bin["label"]: bin["validation"] for bin in candidate["bins"]} == {
         "a": 0.333333,
         "b": 0.0,
@@ -465,6 +463,8 @@ def test_many_validation_rows_are_taken_evenly(artifacts: Artifacts) -> None:
     # Targets n, a, b, n, a, b ... fifteen of them, every fourth.
     assert rows["candidate"].features.field("track").to_pylist() == ["n", "a", "b", "n"]
     assert rows["candidate"].independent == 4
+    # All fifteen, of five queries with one target and five with two: 225 / 25.
+    assert validation_rows(SCHEMA, artifacts.examples, artifacts.entities)["candidate"].independent == 9
 
 
 def test_candidates_are_those_at_the_cut_where_they_are_written(artifacts: Artifacts) -> None:
