@@ -40,14 +40,13 @@ def sentences(what: str, sql: str = "", location: str = "") -> Iterator[None]:
 
 
 def _sentence(error: BaseException, location: str) -> str:
-    message = " ".join(str(getattr(error, "message", None) or error).split())[:600]
-    advice = _advice(_reason(error), message, error, location)
-    return f"{message}; {advice}" if advice else message
-
-
-def _reason(error: BaseException) -> str:
-    errors = getattr(error, "errors", None) or [{}]
-    return str(errors[0].get("reason", "")) if isinstance(errors[0], dict) else ""
+    described = (getattr(error, "errors", None) or [{}])[0]
+    described = described if isinstance(described, dict) else {}
+    message = described.get("message") or getattr(error, "message", None) or error
+    message = " ".join(str(message).split())[:600]
+    job = getattr(getattr(error, "query_job", None), "job_id", None)
+    advice = _advice(str(described.get("reason", "")), message, error, location)
+    return message + (f" (job {job})" if job else "") + (f"; {advice}" if advice else "")
 
 
 def _advice(reason: str, message: str, error: BaseException, location: str) -> str:
@@ -61,7 +60,7 @@ def _advice(reason: str, message: str, error: BaseException, location: str) -> s
         return "link a billing account to the project, or set another in [data.bigquery] project"
     if reason in ("resourcesExceeded", "responseTooLarge"):
         return "the query is too large for one of BigQuery's workers: lower the number of rows or the history"
-    if "not found in location" in message:
+    if "Dataset" in message and "not found in location" in message:
         return (
             f"jobs run in {location or 'the default location'}: set [data.bigquery] location to that of the source "
             "tables, with a data set of that location, for BigQuery joins no tables across locations"
