@@ -39,7 +39,7 @@ def query_features(schema: Schema, queries: pa.Schema, *, moment: str) -> dict[s
 
 
 def candidate_features(schema: Schema, candidates: pa.Schema) -> dict[str, str]:
-    """SQL of the raw features of a candidate, by name; its table is aliased `candidate`, its counts `candidate_counts`."""
+    """SQL of the raw features of a candidate, by name, over `candidate` and, where they count, `candidate_counts`."""
     return {name: _feature(schema, "candidate", name, candidates, "candidate", None) for name in schema.candidate}
 
 
@@ -73,6 +73,11 @@ def count_value(tower: str, days: int) -> str:
 def is_past(feature: Feature) -> bool:
     """Whether a feature is made of the candidates of past events."""
     return feature.columns[0].startswith(HISTORY)
+
+
+def is_counted(feature: Feature) -> bool:
+    """Whether a feature counts events, so that it differs from day to day."""
+    return count_days(feature.columns[0]) is not None
 
 
 def text_column(column: str, table: pa.Schema, alias: str, where: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from dataflow.columns import candidate_features, past_values, query_features, struct
+from dataflow.columns import candidate_features, is_counted, is_past, past_values, query_features
 from dataflow.entities import split_candidates, write_parts
 from dataflow.interactions import counts_by
 from dataflow.split import POPULAR_DAYS, Cuts
@@ -53,7 +53,10 @@ class TrainingRows:
 def write_training_rows(
     warehouse: Warehouse, schema: Schema, data: DataSection, cuts: Cuts, examples: Path, work: Path
 ) -> TrainingRows:
-    """Stage the events, write the catalogue, and export the training rows to <work>/training/shard=<n>.
+    """Stage the events, write the catalogue, and export the training rows and the candidates that they name.
+
+        <work>/training/shard=<n>/*.parquet    see queries/training_examples.sql
+        <work>/known_candidates.parquet        see queries/known_candidates.sql
 
     Creates staged_events, catalogue and training_entities, and candidate_days and query_days where features count.
 
@@ -70,22 +73,25 @@ def write_training_rows(
     if schema.counts("candidate"):
         for split, cut in (("validation", cuts.validation_from), ("test", cuts.test_from)):
             split_candidates(warehouse, schema, cut, examples / f"{split}_candidates", work)
+    columns = warehouse.schema("candidates_now")
+    features = candidate_features(schema, columns)
+    counted = {name: sql for name, sql in features.items() if is_counted(schema.candidate[name])}
+    static = {name: sql for name, sql in features.items() if name not in counted}
+    known = render("known_candidates", candidate=static, past=past_values(schema, columns))
+    warehouse.export(known, work / "known_candidates.parquet")
     warehouse.create("training_entities", render("training_entities"))
     newest = warehouse.rows(render("newest_example"))[0]
     expected = int(newest["examples"])
     shards = max(MIN_SHARDS, -(-expected // data.shard_rows))
-    columns = warehouse.schema("candidates_now")
-    past = past_values(schema, columns)
+    query = query_features(schema, warehouse.schema("queries_now"), moment="label.event_time")
     sql = render(
         "training_examples",
         pairing=data.pairing,
-        query=struct(query_features(schema, warehouse.schema("queries_now"), moment="label.event_time")),
-        candidate=struct(candidate_features(schema, columns)),
-        past=past,
+        query={name: query[name] for name, feature in schema.query.items() if not is_past(feature)},
+        candidate=counted,
         max_history=schema.max_history,
         window=data.window,
         query_counts=schema.counts("query"),
-        candidate_counts=schema.counts("candidate"),
         newest=newest["newest"],
         weight=_weight(warehouse, data),
         seed=data.seed,

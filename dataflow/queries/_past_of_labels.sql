@@ -1,11 +1,12 @@
 {#
-The past of each label, by pairing: CTE bodies with the columns query_id, place (the label's), the past columns,
-`newest` (the moment of the newest event in it), and for candidate_pairs `partner`.
+The past of each label, by pairing: CTE bodies with the columns query_id, place (the label's), `past` (candidate
+indices, in the order of the events), `newest` (the moment of the newest event in it), and for candidate_pairs
+`partner`.
 #}
 {% from "_training.sql" import seen %}
 
 {# What lies before each place; a label takes it at its first_place, so events of its own moment stay out. #}
-{% macro before(past, max_history) %}
+{% macro before(max_history) %}
 {% set earlier %}
 OVER (
       PARTITION BY event.query_id ORDER BY event.place ROWS BETWEEN {{ max_history | literal }} PRECEDING AND 1 PRECEDING
@@ -14,23 +15,19 @@ OVER (
   SELECT
     event.query_id,
     event.place,
-{% for name, value in past.items() %}
-    ARRAY_AGG({{ value }}) {{ earlier }} AS {{ name | ident }},
-{% endfor %}
+    ARRAY_AGG(catalogue.candidate_index) {{ earlier }} AS past,
     MAX(event.event_time) {{ earlier }} AS newest
   FROM staged_events AS event
-  JOIN candidates_now AS candidate ON candidate.candidate_id = event.candidate_id
+  JOIN catalogue ON catalogue.candidate_id = event.candidate_id
   WHERE {{ seen("event.stage") }}
 {% endmacro %}
 
 {# The rest of the basket: of a long one, the nearest max_history, as many before as after where both are there. #}
-{% macro around(past, max_history) %}
+{% macro around(max_history) %}
   SELECT
     label.query_id,
     label.place,
-{% for name, value in past.items() %}
-    ARRAY_AGG({{ value }} ORDER BY event.place) AS {{ name | ident }},
-{% endfor %}
+    ARRAY_AGG(catalogue.candidate_index ORDER BY event.place) AS past,
     MAX(event.event_time) AS newest
   FROM (
     SELECT
@@ -42,19 +39,17 @@ OVER (
     WHERE stage = 'example'
   ) AS label
   JOIN staged_events AS event ON event.query_id = label.query_id AND event.place = label.other
-  JOIN candidates_now AS candidate ON candidate.candidate_id = event.candidate_id
+  JOIN catalogue ON catalogue.candidate_id = event.candidate_id
   WHERE label.other <> label.place AND {{ seen("event.stage") }}
   GROUP BY label.query_id, label.place
 {% endmacro %}
 
 {# Each neighbour within the window, alone: an example for each. #}
-{% macro neighbours(past, window) %}
+{% macro neighbours(window) %}
   SELECT
     label.query_id,
     label.place,
-{% for name, value in past.items() %}
-    [{{ value }}] AS {{ name | ident }},
-{% endfor %}
+    [catalogue.candidate_index] AS past,
     event.event_time AS newest,
     event.candidate_id AS partner
   FROM (
@@ -64,6 +59,6 @@ OVER (
     WHERE stage = 'example' AND step <> 0
   ) AS label
   JOIN staged_events AS event ON event.query_id = label.query_id AND event.place = label.other
-  JOIN candidates_now AS candidate ON candidate.candidate_id = event.candidate_id
+  JOIN catalogue ON catalogue.candidate_id = event.candidate_id
   WHERE {{ seen("event.stage") }}
 {% endmacro %}

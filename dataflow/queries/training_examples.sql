@@ -1,18 +1,18 @@
 -- One row a training example: a label, and what it is paired with. In any order: the records are ordered by order_hash
--- when they are written.
+-- when they are written. Candidates are named by their index in the catalogue, whose rows (see known_candidates) hold
+-- what features say of them; only what differs from example to example stands here.
 {% from "_past_of_labels.sql" import before, around, neighbours %}
-{% if past %}
-WITH past AS (
+WITH
+{% if max_history %}
+past AS (
 {% if pairing == "next_event" %}
-{{ before(past, max_history) }}
+{{ before(max_history) }}
 {% elif pairing == "co_occurrence" %}
-{{ around(past, max_history) }}
+{{ around(max_history) }}
 {% else %}
-{{ neighbours(past, window) }}
+{{ neighbours(window) }}
 {% endif %}
 ),
-{% else %}
-WITH
 {% endif %}
 label AS (
   SELECT *
@@ -22,12 +22,18 @@ label AS (
 example AS (
   SELECT
     label.query_id,
-    label.candidate_id,
-    label.event_time,
-    {{ "past.newest" if past else "CAST(NULL AS TIMESTAMP)" }} AS newest_history_time,
-    {{ query }} AS query,
-    {{ candidate }} AS candidate,
     catalogue.candidate_index,
+    label.event_time,
+{% if max_history %}
+    past.past,
+    past.newest AS newest_past_time,
+{% endif %}
+{% for name, value in query.items() %}
+    {{ value }} AS {{ ("query_" ~ name) | ident }},
+{% endfor %}
+{% for name, value in candidate.items() %}
+    {{ value }} AS {{ ("candidate_" ~ name) | ident }},
+{% endfor %}
     catalogue.probability AS sampling_probability,
     (UNIX_MICROS({{ newest | literal }}) - UNIX_MICROS(label.event_time)) / 86400000000 AS age_days,
     {{ weight }} AS weight,
@@ -38,16 +44,17 @@ example AS (
     ) AS order_hash
   FROM label
   JOIN catalogue ON catalogue.candidate_id = label.candidate_id
-  JOIN candidates_now AS candidate ON candidate.candidate_id = label.candidate_id
+{% if query %}
   JOIN queries_now AS entity ON entity.query_id = label.query_id
-{% if past %}
+{% endif %}
+{% if max_history %}
   {{ "LEFT " if pairing == "co_occurrence" }}JOIN past
     ON past.query_id = label.query_id AND past.place = {{ "label.first_place" if pairing == "next_event" else "label.place" }}
 {% endif %}
 {% if query_counts %}
   JOIN query_days AS query_counts ON query_counts.query_id = label.query_id AND query_counts.day = label.day
 {% endif %}
-{% if candidate_counts %}
+{% if candidate %}
   JOIN candidate_days AS candidate_counts
     ON candidate_counts.candidate_id = label.candidate_id AND candidate_counts.day = label.day
 {% endif %}

@@ -284,46 +284,46 @@ def test_the_catalogue_counts_what_was_known_when(warehouse: Warehouse) -> None:
 def training(
     warehouse: Warehouse, max_history: int, *, pairing: str = "next_event", weight: str = "CAST(1 AS FLOAT64)"
 ) -> list[dict[str, Any]]:
-    candidates, queries = warehouse.schema("candidates_now"), warehouse.schema("queries_now")
+    """Training rows, with the candidates' ids in place of their indices."""
+    query = query_features(SCHEMA, warehouse.schema("queries_now"), moment="label.event_time")
+    candidate = candidate_features(SCHEMA, warehouse.schema("candidates_now"))
     sql = render(
         "training_examples",
         pairing=pairing,
-        query=struct(query_features(SCHEMA, queries, moment="label.event_time")),
-        candidate=struct(candidate_features(SCHEMA, candidates)),
-        past=past_values(SCHEMA, candidates),
+        query={name: query[name] for name in ("country", "when", "busy")},
+        candidate={"sold": candidate["sold"]},
         max_history=max_history,
         window=1,
         query_counts=SCHEMA.counts("query"),
-        candidate_counts=SCHEMA.counts("candidate"),
         newest=day(3),
         weight=weight,
         seed=1,
         shards=10,
     )
-    order = ("query_id", "candidate_id")
-    return sorted(warehouse.rows(sql), key=lambda row: (*(row[n] for n in order), row["query"]["history"] or []))
+    ids = [row[0] for row in rows(warehouse, "SELECT candidate_id FROM catalogue ORDER BY candidate_index")]
+    found = [
+        {**row, "label": ids[row["candidate_index"]], "past": [ids[index] for index in row["past"]]}
+        for row in warehouse.rows(sql)
+    ]
+    return sorted(found, key=lambda row: (row["query_id"], row["label"], row["past"]))
 
 
 def test_training_examples_know_only_what_is_strictly_before(warehouse: Warehouse) -> None:
     found = training(warehouse, 2)
-    assert [(row["query_id"], row["candidate_id"], row["query"]["history"]) for row in found] == [
+    assert [(row["query_id"], row["label"], row["past"]) for row in found] == [
         ("ann", "b", ["a"]),
         ("ann", "c", ["a", "b"]),
         ("ann", "d", ["a", "b"]),  # c is of the same moment
     ]
-    assert [row["query"]["prices"] for row in found] == [[1.0], [1.0, 2.0], [1.0, 2.0]]
-    assert [(row["query"]["country"], row["query"]["when"]) for row in found] == [
+    assert [(row["query_country"], row["query_when"]) for row in found] == [
         ("DE", day(1)),
         ("DE", day(3)),
         ("DE", day(3)),
     ]
-    assert [row["candidate"] for row in found] == [
-        {"price": 2.0, "sold": 0.0, "track": "b", "words": "blue b"},
-        {"price": None, "sold": 2.0, "track": "c", "words": "green c"},  # dan on day 1, bob on day 2
-        {"price": 4.0, "sold": 0.0, "track": "d", "words": " d"},  # dan's of the same day does not count
-    ]
-    assert [row["query"]["busy"] for row in found] == [0.0, 2.0, 2.0]
-    assert [row["newest_history_time"] for row in found] == [day(1), day(1), day(1)]
+    # Of c: dan's on day 1, bob's on day 2. Of d, dan's is of the same day and does not count.
+    assert [row["candidate_sold"] for row in found] == [0.0, 2.0, 0.0]
+    assert [row["query_busy"] for row in found] == [0.0, 2.0, 2.0]
+    assert [row["newest_past_time"] for row in found] == [day(1), day(1), day(1)]
     assert [row["weight"] for row in found] == [1.0, 1.0, 1.0]
     assert [(row["candidate_index"], row["sampling_probability"], row["age_days"]) for row in found] == [
         (0, 1 / 3, 2.0),
@@ -337,7 +337,41 @@ def test_training_examples_know_only_what_is_strictly_before(warehouse: Warehous
 
 
 def test_training_examples_keep_the_last_of_a_long_history(warehouse: Warehouse) -> None:
-    assert [row["query"]["history"] for row in training(warehouse, 1)] == [["a"], ["b"], ["b"]]
+    assert [row["past"] for row in training(warehouse, 1)] == [["a"], ["b"], ["b"]]
+
+
+def test_training_examples_without_a_past(warehouse: Warehouse) -> None:
+    sql = render(
+        "training_examples",
+        pairing="next_event",
+        query={},
+        candidate={},
+        max_history=0,
+        window=1,
+        query_counts=(),
+        newest=day(3),
+        weight="CAST(1 AS FLOAT64)",
+        seed=1,
+        shards=1,
+    )
+    found = sorted((row["query_id"], row["candidate_index"], row["shard"]) for row in warehouse.rows(sql))
+    assert found == [("ann", 0, 0), ("ann", 1, 0), ("ann", 2, 0)]
+
+
+def test_known_candidates_stand_in_the_order_of_their_index(warehouse: Warehouse) -> None:
+    columns = warehouse.schema("candidates_now")
+    features = candidate_features(SCHEMA, columns)
+    static = {name: features[name] for name in ("track", "words", "price")}
+    found = warehouse.rows(render("known_candidates", candidate=static, past=past_values(SCHEMA, columns)))
+    assert [(row["candidate_id"], row["candidate_words"], row["past_history"]) for row in found] == [
+        ("b", "blue b", "b"),
+        ("c", "green c", "c"),
+        ("d", " d", "d"),
+        ("a", "red a", "a"),
+        ("g", "red g", "g"),
+    ]
+    assert [row["candidate_price"] for row in found] == [2.0, None, 4.0, 1.0, 6.0]
+    assert math.isnan(found[1]["past_prices"])  # BigQuery's arrays hold no NULL
 
 
 def test_an_example_weighs_by_its_engagement_and_the_mean_where_it_is_unknown(warehouse: Warehouse) -> None:
@@ -353,7 +387,7 @@ def test_an_example_weighs_by_its_engagement_and_the_mean_where_it_is_unknown(wa
 @pytest.mark.parametrize("paired", ["co_occurrence"], indirect=True)
 def test_co_occurrence_pairs_the_rest_of_the_basket_with_each(warehouse: Warehouse, paired: str) -> None:
     # bob's a and g are of day 4, which training must not see. Nearest two: of ann's a b c d, around b: a and c.
-    found = [(r["query_id"], r["candidate_id"], r["query"]["history"]) for r in training(warehouse, 2, pairing=paired)]
+    found = [(row["query_id"], row["label"], row["past"]) for row in training(warehouse, 2, pairing=paired)]
     assert found == [
         ("ann", "a", ["b", "c"]),
         ("ann", "b", ["a", "c"]),
@@ -362,7 +396,7 @@ def test_co_occurrence_pairs_the_rest_of_the_basket_with_each(warehouse: Warehou
         ("bob", "b", ["c"]),
         ("bob", "c", ["b"]),
     ]
-    whole = [row["query"]["history"] for row in training(warehouse, 9, pairing=paired)]
+    whole = [row["past"] for row in training(warehouse, 9, pairing=paired)]
     assert whole[:4] == [["b", "c", "d"], ["a", "c", "d"], ["a", "b", "d"], ["a", "b", "c"]]
     assert rows(warehouse, "SELECT candidate_id, labels FROM catalogue ORDER BY candidate_index")[:4] == [
         ("b", 2),
@@ -375,7 +409,7 @@ def test_co_occurrence_pairs_the_rest_of_the_basket_with_each(warehouse: Warehou
 @pytest.mark.parametrize("paired", ["candidate_pairs"], indirect=True)
 def test_candidate_pairs_are_neighbours_in_both_directions(warehouse: Warehouse, paired: str) -> None:
     found = training(warehouse, 1, pairing=paired)
-    assert [(row["query_id"], row["candidate_id"], row["query"]["history"]) for row in found] == [
+    assert [(row["query_id"], row["label"], row["past"]) for row in found] == [
         ("ann", "a", ["b"]),
         ("ann", "b", ["a"]),
         ("ann", "b", ["c"]),
@@ -400,7 +434,7 @@ def test_old_labels_are_left_out_but_not_from_histories(warehouse: Warehouse) ->
         ("c", "example"),
         ("d", "example"),
     ]
-    found = [(row["candidate_id"], row["query"]["history"]) for row in training(warehouse, 2)]
+    found = [(row["label"], row["past"]) for row in training(warehouse, 2)]
     warehouse.create("staged_events", staged("next_event"))
     assert found == [("c", ["a", "b"]), ("d", ["a", "b"])]
 
