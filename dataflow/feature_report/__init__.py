@@ -10,8 +10,8 @@ It extends `report.json` of the artifact `examples`:
 and `report.html` beside it says the same to people.
 """
 
-from dataflow.feature_report.build import build, log_summary
+from dataflow.feature_report.build import Artifacts, build, log_summary
 from dataflow.feature_report.leaks import check_leaks, refuse_leaks
 from dataflow.feature_report.page import render
 
-__all__ = ["build", "check_leaks", "log_summary", "refuse_leaks", "render"]
+__all__ = ["Artifacts", "build", "check_leaks", "log_summary", "refuse_leaks", "render"]

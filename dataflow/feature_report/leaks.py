@@ -50,7 +50,7 @@ def check_leaks(
 
     Args:
         sample: training rows: the struct columns `query` and `candidate`, and where it has them `query_id`,
-            `candidate_id`, `event_time` and `newest_history_time` of the label.
+            `candidate_id`, `event_time` and `newest_past_time` of the label.
         examples: folder of the artifact, with `validation` and `test`.
         validation_from: the first moment that training may not see.
     """
@@ -104,9 +104,9 @@ def _older_history(sample: pa.Table, data: DataSection) -> LeakCheck:
     name = "every history is older than its label"
     if data.pairing != "next_event":
         return LeakCheck(name, skipped=f"pairing = {data.pairing!r} pairs without regard to time")
-    if not {"event_time", "newest_history_time"} <= set(sample.column_names):
+    if not {"event_time", "newest_past_time"} <= set(sample.column_names):
         return LeakCheck(name, skipped="the sample does not have the times of label and history")
-    times, newest = _column(sample, "event_time"), _column(sample, "newest_history_time")
+    times, newest = _column(sample, "event_time"), _column(sample, "newest_past_time")
     late = pc.fill_null(pc.greater_equal(newest.cast(times.type), times), False)
     rows = np.flatnonzero(late.to_numpy(zero_copy_only=False))
     known = len(newest) - newest.null_count

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from dataflow.feature_report.drift import deciles, measure_drift, top_values
+from dataflow.feature_report.features import _vectors
 from dataflow.feature_report.measures import (
     bins_for,
     expected_collisions,
@@ -19,7 +20,7 @@ from dataflow.feature_report.measures import (
     stability,
     stability_by_chance,
 )
-from dataflow.feature_report.values import Rows
+from dataflow.feature_report.values import Occurrences, Rows
 
 
 @pytest.mark.parametrize(("values", "bins"), [(1, 3), (2, 3), (3, 2), (4, 3), (3, 1)])
@@ -119,3 +120,13 @@ def test_drift_counts_what_is_missing() -> None:
 def test_without_validation_there_is_no_drift() -> None:
     rows = Rows(pa.StructArray.from_arrays([pa.array([1])], ["x"]), 1)
     assert measure_drift("values", [("a", 1, 0)], (0, 0), rows, rows)["index"] is None
+
+
+def test_a_vector_with_a_hole_is_wrong_once() -> None:
+    found = _vectors(pa.array([[1.0, None], [3.0, 4.0], [1.0, 2.0, 2.0], [math.inf, 0.0, 0.0]]), 2)
+    assert (found["wrong"], found["zero"]) == (0.75, 0.0)
+    assert (found["norms"]["min"], found["norms"]["max"]) == (3.0, 5.0)
+
+
+def test_numbers_do_not_depend_on_the_rows_order() -> None:
+    assert Occurrences(3, np.ones(3, np.int64), pa.array([2.0, 3.0, 1.0])).numbers.tolist() == [1.0, 2.0, 3.0]

@@ -77,8 +77,10 @@ def learned(warehouse: Warehouse, tmp_path_factory: pytest.TempPathFactory) -> L
     work = tmp_path_factory.mktemp("work")
     for shard, counts in enumerate(([0.0, 1.0], [3.0])):
         (work / "training" / f"shard={shard}").mkdir(parents=True)
-        query = pa.StructArray.from_arrays([pa.array(counts)], ["lately"])
-        pq.write_table(pa.table({"query": query}), work / "training" / f"shard={shard}" / "part.parquet")
+        pq.write_table(
+            pa.table({"query_lately": counts, "weight": [9.0] * len(counts)}),
+            work / "training" / f"shard={shard}" / "part.parquet",
+        )
     return learn(warehouse, SCHEMA, work)
 
 
