@@ -64,10 +64,15 @@ class SoundLines:
         self.marked = False
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes; fewer than `size` at the end only."""
-        while not self._ended and (size < 0 or len(self._ready) < size):
+        """The next bytes, at most `size`; none at the end only.
+
+        They never end between CR and LF: Arrow drops an LF that begins a block, also one within quotes.
+        """
+        while not self._ended and (size < 0 or len(self._ready) <= size):
             self._read_on()
         size = len(self._ready) if size < 0 else size
+        if size > 1 and self._ready[size - 1 : size + 1] == b"\r\n":
+            size -= 1
         taken = bytes(self._ready[:size])
         del self._ready[:size]
         return taken

@@ -137,6 +137,14 @@ def test_where_the_file_is_cut_for_reading_changes_nothing(monkeypatch: pytest.M
         assert sound(text, multiline=multiline) == expected, size
 
 
+def test_where_the_parsers_blocks_end_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = ["a\r\nb", "x\r\n", "é\r\n\r\n,"]
+    text = "user,thing,at\r\n" + "".join(f'"{value}",t,{DAY}\r\n' for value in values)
+    for size in range(25, 60):
+        monkeypatch.setattr(files, "BLOCK_BYTES", size)
+        assert users(read_csv(tmp_path, text, multiline=True)) == values, size
+
+
 def test_tabs_separate_where_they_are_told(tmp_path: Path) -> None:
     text = b'user\tthing\tat\n1,"2\t"3\t4"\tx\n"a\t5\t6\n7\t8\t9\n'
     assert sound(text, delimiter="\t") == (text.replace(b'"a\t5\t6\n', b""), [b'"a\t5\t6'])
