@@ -36,7 +36,7 @@ from dataflow.encoding import RowEncoder, load_modules
 from dataflow.records import RecordFeature, RecordLayout
 from dataflow.sample import Sample
 from dataflow.worker_files import fetch, matches, read, seen_by_workers, written
-from lockstep.errors import DataError
+from lockstep.errors import ConfigError, DataError
 from lockstep.schema import Schema
 
 _SAMPLE = "sample.parquet"
@@ -138,14 +138,17 @@ def write_examples(
     seconds = time.monotonic() - started
     _log.info("wrote %d records in %.1f s, %.0f rows/s", records, seconds, records / seconds)
     with read(f"{folders[0]}/{_SAMPLE}") as file:
-        return WrittenExamples(records, counters, pq.read_table(file))
+        return WrittenExamples(records, counters, pq.read_table(file).drop_columns("order_hash"))
 
 
 def examples_pipeline(
     options: PipelineOptions, plan: ExamplesPlan, rows: str, destination: str, preprocessing: str
 ) -> beam.Pipeline:
     """The pipeline, not yet run; the folders are addresses that workers understand."""
-    pipeline = beam.Pipeline(options=options)
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except ValueError as error:  # the runner's validation
+        raise ConfigError(f"[data.beam]: {str(error).partition(':')[2].strip() or error}") from error
     write = _WriteShard(plan, rows, destination, preprocessing)
     samples = (
         pipeline

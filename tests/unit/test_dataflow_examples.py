@@ -1,0 +1,396 @@
+"""The Beam step: from folders of training rows to training records."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from apache_beam.options import pipeline_options as beam
+from apache_beam.portability.api import beam_runner_api_pb2
+
+from dataflow.beam_options import pipeline_options
+from dataflow.encoded import Learned, Statistics, encoded_features
+from dataflow.examples import ExamplesPlan, WrittenExamples, examples_pipeline, write_examples
+from dataflow.preprocessing import save_preprocessing
+from dataflow.worker_files import matches, seen_by_workers, written
+from lockstep.errors import ConfigError, DataError
+from lockstep.features import features_type
+from lockstep.schema import Schema
+
+SCHEMA = Schema.model_validate(
+    {
+        "query": {
+            "history": {"type": "id_sequence", "columns": ["history.candidate_id"], "max_length": 3, "shares": "track"},
+            "names": {"type": "text_sequence", "columns": ["history.name"], "max_length": 2, "max_tokens": 2},
+            "hashed": {"type": "categorical", "encoding": "hash", "size": 1},
+            "moment": {"type": "timestamp"},
+            "vector": {"type": "vector", "size": 2},
+            "prices": {"type": "numeric_sequence", "max_length": 2},
+        },
+        "candidate": {
+            "track": {"type": "id"},
+            "title": {"type": "text", "ngrams": 1, "max_tokens": 2},
+            "price": {"type": "numeric"},
+        },
+    }
+)
+LEARNED = Learned(
+    {"candidate_track": ["a", "b"], "query_names": ["red"], "candidate_title": ["red", "cup"]},
+    {("candidate", "price"): Statistics(10.0, 2.0)},
+)
+CANDIDATES = 300
+MIDNIGHT = datetime(2024, 1, 1, tzinfo=UTC)
+COLUMNS = [
+    *((tower, features_type(SCHEMA, tower)) for tower in ("query", "candidate")),
+    ("candidate_index", pa.int64()),
+    *((name, pa.float64()) for name in ("sampling_probability", "age_days", "weight")),
+    ("order_hash", pa.int64()),
+]
+
+
+@pytest.fixture(scope="module")
+def preprocessing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("preprocessing")
+    save_preprocessing(made, SCHEMA, LEARNED)
+    return made
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    (tmp_path / "train").mkdir()
+    return tmp_path / "train"
+
+
+def row(order_hash: int, query: dict[str, Any] | None = None, **candidate: Any) -> dict[str, Any]:
+    """A training row; what is not named is missing, and its candidate_index is its hash."""
+    kinds = dict(COLUMNS)
+    return {
+        "query": dict.fromkeys(kinds["query"].names) | (query or {}),
+        "candidate": dict.fromkeys(kinds["candidate"].names) | candidate,
+        "candidate_index": order_hash % CANDIDATES,
+        "sampling_probability": 0.25,
+        "age_days": float(order_hash),
+        "weight": 2.0,
+        "order_hash": order_hash,
+    }
+
+
+def write_rows(folder: Path, rows: Sequence[dict[str, Any]], shards: int, files: int = 1) -> Path:
+    """Rows as a warehouse exports them: the shard is the hash's remainder."""
+    for shard in range(shards):
+        of_shard = [one for one in rows if one["order_hash"] % shards == shard]
+        for file in range(files):
+            if of_shard[file::files]:
+                path = folder / f"shard={shard}" / f"data_{file}.parquet"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(pa.Table.from_pylist(of_shard[file::files], pa.schema(COLUMNS)), path)
+    return folder
+
+
+def plan_of(preprocessing: Path, rows: int, shards: int) -> ExamplesPlan:
+    encoded = encoded_features(SCHEMA, LEARNED.vocabularies)
+    return ExamplesPlan(SCHEMA.to_json(), preprocessing, encoded, CANDIDATES, shards, rows)
+
+
+def write(folder: Path, train: Path, plan: ExamplesPlan, **options: Any) -> WrittenExamples:
+    return write_examples(folder, train, plan, runner="DirectRunner", options=options, run_id="r1")
+
+
+def records(file: Path) -> list[dict[str, list[Any]]]:
+    read = []
+    for one in tf.data.TFRecordDataset(str(file), "GZIP").as_numpy_iterator():
+        feature = tf.train.Example.FromString(one).features.feature
+        read.append({name: list(getattr(of, of.WhichOneof("kind")).value) for name, of in feature.items()})
+    return read
+
+
+def test_a_record_holds_exactly_its_row(preprocessing: Path, train: Path, tmp_path: Path) -> None:
+    query = {
+        "history": ["b", "a", "?", "b"],
+        "names": ["red", "Red cup!"],
+        "hashed": "x",
+        "moment": MIDNIGHT,
+        "vector": [0.5, -1.0],
+        "prices": [1.0, 3.0],
+    }
+    rows = [row(7, query, track="b", title="cup RED", price=13.0), row(9)]
+    result = write(write_rows(tmp_path / "rows", rows, 1), train, plan_of(preprocessing, 2, 1))
+    assert result.records == 2
+    full, empty = records(train / "part-00000-of-00001.tfrecord.gz")
+    day_of_week, day_of_year = [0.0, 1.0], [0.0, 1.0]  # 2024-01-01 is a Monday
+    assert full == {
+        "query/history": [2, 1, 3],  # the last three
+        "query/names": [2, 0, 2, 1],
+        "query/hashed": [1],
+        "query/moment": [0.0, 1.0, *day_of_week, *day_of_year],
+        "query/vector": [0.5, -1.0],
+        "query/prices": [2.0, 3.0, 0.0],
+        "candidate/track": [3],
+        "candidate/title": [3, 2],
+        "candidate/price": [1.5, 0.0],
+        "candidate_index": [7],
+        "sampling_probability": [0.25],
+        "age_days": [7.0],
+        "weight": [2.0],
+    }
+    assert empty == {
+        "query/history": [0, 0, 0],
+        "query/names": [0, 0, 0, 0],
+        "query/hashed": [0],
+        "query/moment": [0.0] * 6,
+        "query/vector": [0.0, 0.0],
+        "query/prices": [0.0, 0.0, 1.0],
+        "candidate/track": [0],
+        "candidate/title": [0, 0],
+        "candidate/price": [0.0, 1.0],
+        "candidate_index": [9],
+        "sampling_probability": [0.25],
+        "age_days": [9.0],
+        "weight": [2.0],
+    }
+
+
+def test_a_shard_is_a_file_in_the_order_of_its_hashes_even_without_rows(
+    preprocessing: Path, train: Path, tmp_path: Path
+) -> None:
+    hashes = [252, 3, 12, 7, 99, 0, 5, 201, 4]  # none of them 2 modulo 4
+    folder = write_rows(tmp_path / "rows", [row(one) for one in hashes], 4, files=2)
+    assert not (folder / "shard=2").exists()
+    write(folder, train, plan_of(preprocessing, len(hashes), 4))
+    found = {file.name: [r["candidate_index"][0] for r in records(file)] for file in sorted(train.iterdir())}
+    assert found == {
+        "part-00000-of-00004.tfrecord.gz": [0, 4, 12, 252],
+        "part-00001-of-00004.tfrecord.gz": [5, 201],
+        "part-00002-of-00004.tfrecord.gz": [],
+        "part-00003-of-00004.tfrecord.gz": [3, 7, 99],
+    }
+
+
+def test_the_bytes_depend_on_the_rows_alone(preprocessing: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(5)
+    rows = [row(int(one), {"history": ["a"] * (one % 4)}, price=float(one)) for one in generator.integers(0, 200, 120)]
+    # Equal hashes, different records: their order must not be that of the files either.
+    assert len({one["order_hash"] for one in rows}) < len(rows)
+    rows += [row(8, track="a"), row(8, track="b")]
+    digests = []
+    for number, (files, workers) in enumerate([(1, 1), (1, 1), (3, 2), (2, 3)]):
+        shuffled = [rows[i] for i in generator.permutation(len(rows))]
+        folder = write_rows(tmp_path / f"rows{number}", shuffled, 3, files)
+        train = tmp_path / f"train{number}"
+        train.mkdir()
+        result = write(folder, train, plan_of(preprocessing, len(rows), 3), direct_num_workers=workers)
+        digests.append(({file.name: file.read_bytes() for file in train.iterdir()}, result))
+    first, told = digests[0]
+    assert len(first) == 3
+    for found, result in digests[1:]:
+        assert found == first
+        assert result.counters == told.counters
+        assert result.sample.equals(told.sample)
+
+
+def test_small_row_groups_and_batches_change_nothing(
+    preprocessing: Path, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(one, {"names": [f"w{one}", "red"]}) for one in range(40)]
+    folder = write_rows(tmp_path / "rows", rows, 1, files=3)
+    plan = plan_of(preprocessing, 40, 1)
+    write(folder, train, plan)
+    whole = (train / "part-00000-of-00001.tfrecord.gz").read_bytes()
+    monkeypatch.setattr("dataflow.examples._BATCH_ROWS", 7)
+    monkeypatch.setattr("dataflow.encoding.REMEMBERED", 3)
+    assert write(folder, train, plan).counters["rows_read"] == 40
+    assert (train / "part-00000-of-00001.tfrecord.gz").read_bytes() == whole
+
+
+def test_missing_and_unknown_values_are_counted_exactly(preprocessing: Path, train: Path, tmp_path: Path) -> None:
+    rows = [
+        row(0, {"history": ["a", "?"], "hashed": "x", "vector": [0.0, 0.0]}, track="a", title="red", price=1.0),
+        row(1, {"history": ["?", "?"], "names": ["blue", "red"], "prices": [1.0]}, track="?", title="!!"),
+        row(2, {"history": [], "moment": MIDNIGHT, "prices": [None]}, track="?", price=math.nan),
+        row(3, {"history": ["b"], "names": [None], "vector": []}, track="b", title="tall red cup"),
+    ]
+    result = write(write_rows(tmp_path / "rows", rows, 2), train, plan_of(preprocessing, 4, 2))
+    assert result.counters == {
+        "rows_read": 4,
+        "records_written": 4,
+        "query/history/missing": 1,
+        "query/history/unknown": 2,
+        "query/names/missing": 3,
+        "query/names/unknown": 1,
+        "query/hashed/missing": 3,  # and no unknown: its first bin is no sign of anything
+        "query/moment/missing": 3,
+        "query/vector/missing": 3,  # zeros are values
+        "query/prices/missing": 3,
+        "candidate/track/missing": 0,
+        "candidate/track/unknown": 2,
+        "candidate/title/missing": 2,
+        "candidate/title/unknown": 1,
+        "candidate/price/missing": 3,
+    }
+
+
+def test_the_sample_is_the_rows_of_the_smallest_hashes(
+    preprocessing: Path, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dataflow.sample.SAMPLE_ROWS", 5)
+    monkeypatch.setattr("dataflow.sample._HASHES", 300)  # of 100 rows, those below 82 may be chosen
+    rows = [row(one, {"history": [str(one)]}, track="a") for one in range(0, 300, 3)]
+    result = write(write_rows(tmp_path / "rows", rows[::-1], 4, files=2), train, plan_of(preprocessing, 100, 4))
+    assert result.sample.column_names == ["query", "candidate", "age_days", "weight"]
+    assert result.sample["age_days"].to_pylist() == [0.0, 3.0, 6.0, 9.0, 12.0]
+    assert [one["history"] for one in result.sample["query"].to_pylist()] == [["0"], ["3"], ["6"], ["9"], ["12"]]
+    assert result.sample.schema.field("query").type == features_type(SCHEMA, "query")
+
+
+def test_few_rows_are_all_in_the_sample(preprocessing: Path, train: Path, tmp_path: Path) -> None:
+    # The greatest hash there is: the bound of the sample must not leave it out.
+    rows = [row(one) for one in (5, 2**60 - 1)]
+    result = write(write_rows(tmp_path / "rows", rows, 2), train, plan_of(preprocessing, 2, 2))
+    assert result.sample["age_days"].to_pylist() == [5.0, float(2**60 - 1)]
+
+
+def test_rows_that_are_not_all_there_are_refused(preprocessing: Path, train: Path, tmp_path: Path) -> None:
+    folder = write_rows(tmp_path / "rows", [row(one) for one in range(10)], 2)
+    with pytest.raises(DataError, match="read 10 rows and wrote 10 records of 11 training rows: rerun"):
+        write(folder, train, plan_of(preprocessing, 11, 2))
+    with pytest.raises(DataError, match="read 0 rows and wrote 0 records of 10"):
+        write(tmp_path / "elsewhere", train, plan_of(preprocessing, 10, 2))
+
+
+def test_a_crash_leaves_no_file_of_that_shard(preprocessing: Path, train: Path, tmp_path: Path) -> None:
+    bad = row(201) | {"candidate_index": CANDIDATES}
+    folder = write_rows(tmp_path / "rows", [row(0), row(1), bad], 2)
+    with pytest.raises(Exception, match="candidate_index holds 1 to 300, expected 0 to 299"):
+        write(folder, train, plan_of(preprocessing, 3, 2), direct_num_workers=1)
+    assert "part-00001-of-00002.tfrecord.gz" not in {file.name for file in train.iterdir()}
+
+
+@pytest.mark.parametrize("created", [True, False], ids=["in the body", "while it is copied"])
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, created: bool) -> None:
+    def crash() -> None:
+        with written(f"{tmp_path}/out/part") as file:
+            if created:
+                file.write_bytes(b"half")
+                raise RuntimeError("crash")
+
+    (tmp_path / "out" / "deeper").mkdir(parents=True)
+    with pytest.raises((RuntimeError, FileNotFoundError)):
+        crash()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["deeper"]
+    with written(f"{tmp_path}/out/part") as file:
+        file.write_bytes(b"whole")
+    assert (tmp_path / "out" / "part").read_bytes() == b"whole"
+    assert matches(f"{tmp_path}/out", "*") == [f"{tmp_path}/out/part"]
+
+
+def test_beam_options_reach_beam() -> None:
+    given = {
+        "region": "europe-west4",
+        "setup_file": "./setup.py",
+        "max_num_workers": 20,
+        "worker_machine_type": "n2-standard-4",
+        "experiments": ("use_runner_v2", "shuffle_mode=service"),
+        "use_public_ips": False,
+        "labels": "team=search",
+    }
+    options = pipeline_options("DataflowRunner", given, "Run_20261121.Ab")
+    cloud, workers = options.view_as(beam.GoogleCloudOptions), options.view_as(beam.WorkerOptions)
+    assert options.view_as(beam.StandardOptions).runner == "DataflowRunner"
+    assert (cloud.region, cloud.job_name) == ("europe-west4", "lockstep-examples-run-20261121-ab")
+    assert cloud.labels == ["team=search", "lockstep-run=run-20261121-ab"]
+    assert (workers.max_num_workers, workers.machine_type, workers.use_public_ips) == (20, "n2-standard-4", False)
+    assert options.view_as(beam.SetupOptions).setup_file == "./setup.py"
+    assert options.view_as(beam.SetupOptions).save_main_session is False
+    assert options.get_all_options()["experiments"] == ["use_runner_v2", "shuffle_mode=service"]
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ({"max_num_worker": 3}, r"max_num_worker: Beam has no such option; the nearest is 'max_num_workers'"),
+        ({"runner": "DataflowRunner"}, r"runner: leave it out, Lockstep sets it itself; the runner is \[data\] runner"),
+        ({"template_location": "gs://b/t"}, "template_location: leave it out"),
+        ({"max_num_workers": "many"}, "argument --max_num_workers: invalid int value: 'many'"),
+        ({"region": True}, "argument --region: expected one argument"),
+    ],
+)
+def test_options_that_beam_would_ignore_are_refused(
+    option: dict[str, Any], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        pipeline_options("DataflowRunner", option, "r1")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "runner", "address"),
+    [
+        ("/gcs/bucket/root/x", "DataflowRunner", "gs://bucket/root/x"),
+        ("/gcs/bucket/root/x", "FlinkRunner", "gs://bucket/root/x"),
+        ("/gcs/bucket/root/x", "DirectRunner", "/gcs/bucket/root/x"),
+        ("gs://bucket/root/x", "DataflowRunner", "gs://bucket/root/x"),
+        ("/mnt/shared/x", "FlinkRunner", "/mnt/shared/x"),
+    ],
+)
+def test_workers_elsewhere_take_the_buckets_own_address(path: str, runner: str, address: str) -> None:
+    assert seen_by_workers(Path(path), runner) == address
+
+
+def test_dataflow_workers_cannot_see_a_local_disk(preprocessing: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"DataflowRunner cannot see {tmp_path}: run with a gs:// root"):
+        write_examples(
+            tmp_path, tmp_path, plan_of(preprocessing, 1, 1), runner="DataflowRunner", options={}, run_id="r1"
+        )
+
+
+def test_what_dataflow_lacks_is_said_before_anything_runs(preprocessing: Path) -> None:
+    pytest.importorskip("apache_beam.runners.dataflow.internal.apiclient", reason="needs the extra gcp")
+    given = {"project": "p", "region": "europe-west4", "temp_location": "gs://bucket/tmp"}
+    options = pipeline_options("DataflowRunner", given, "r1")
+    options.view_as(beam.TestOptions).dry_run = True  # otherwise Beam asks Cloud Storage for the bucket first
+    with pytest.raises(ConfigError, match=r"\[data.beam\]: Invalid Project ID \(p\)"):
+        examples_pipeline(options, plan_of(preprocessing, 1, 1), "gs://b/rows", "gs://b/train", "gs://b/preprocessing")
+
+
+def test_the_job_is_one_that_dataflow_takes(preprocessing: Path) -> None:
+    """Everything up to sending it: the graph, its pickled functions and its options, as the service would get them."""
+    pytest.importorskip("apache_beam.runners.dataflow.internal.apiclient", reason="needs the extra gcp")
+    given = {
+        "project": "a-project",
+        "region": "europe-west4",
+        "temp_location": "gs://bucket/tmp",
+        "max_num_workers": 20,
+        "sdk_container_image": "europe-docker.pkg.dev/p/r/lockstep:1",
+        "sdk_location": "container",
+    }
+    options = pipeline_options("DataflowRunner", given, "r1")
+    options.view_as(beam.TestOptions).dry_run = True
+    plan = dataclasses.replace(plan_of(preprocessing, 10, 2), preprocessing=Path("/gcs/bucket/preprocessing"))
+    folders = ("gs://bucket/rows", "gs://bucket/train", "gs://bucket/preprocessing")
+    job = examples_pipeline(options, plan, *folders).run().job
+    assert job.options.view_as(beam.GoogleCloudOptions).job_name == "lockstep-examples-r1"
+    parts = job.proto_pipeline.components
+    images = [environment.payload for environment in parts.environments.values()]
+    assert any(b"europe-docker.pkg.dev/p/r/lockstep:1" in payload for payload in images)
+    steps = {transform.unique_name: transform.spec.payload for transform in parts.transforms.values()}
+    assert {"Shards", "Spread", "Write", "Gather", "WriteSample"} <= set(steps)
+    # A worker that has nothing but the installed packages can read the functions.
+    pickled = [
+        beam_runner_api_pb2.ParDoPayload.FromString(steps[name]).do_fn.payload.decode()
+        for name in ("Write", "WriteSample")
+    ]
+    code = "import sys; from apache_beam.internal import pickler; print(*[pickler.loads(x)[0] for x in sys.argv[1:]])"
+    unpickled = subprocess.run([sys.executable, "-c", code, *pickled], capture_output=True, text=True, check=True)
+    assert "dataflow.examples._WriteShard" in unpickled.stdout
+    assert "dataflow.examples._WriteSample" in unpickled.stdout
