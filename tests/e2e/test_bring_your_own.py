@@ -130,9 +130,8 @@ def test_both_queries_are_answered_by_what_the_page_says(walked: Walked) -> None
 
 
 def test_the_report_and_the_dead_letters_are_where_it_says(walked: Walked) -> None:
-    reports, dead = (
-        walked.printed[f"find my-root/runs -name {name}"] for name in ("report.html", "dead_letters.jsonl")
-    )
+    names = ("report.html", "dead_letters.jsonl")
+    reports, dead = (walked.printed[f'find my-root/runs -path "*/examples/{name}"'] for name in names)
     (page,) = [walked.folder / line for line in reports.splitlines()]
     assert "minutes_read" not in page.read_text(encoding="utf-8")  # no feature was made of it
     (letters,) = [walked.folder / line for line in dead.splitlines()]
