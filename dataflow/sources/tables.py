@@ -39,7 +39,7 @@ _DECLARED = {
     "bool": pa.bool_(),
     "timestamp": TIME,
 }
-_RESERVED = {*ID_COLUMNS.values(), "row_number", "event_time", "position"}
+RESERVED = {*ID_COLUMNS.values(), "row_number", "event_time", "position"}
 
 Parser = Callable[[pa.Array, RowCheck, str], pa.Array]
 
@@ -150,7 +150,7 @@ def _attributes_reader(table: str, section: AttributesTable, folder: Path, dead_
     files = find_files(folder, _pattern(section, where), f"{where} file")
     found = column_types(files[0], multiline=section.multiline)
     mapping = dict(section.columns) or _own_names(found, section, where)
-    _check_mapping(section, mapping, where)
+    check_mapping(section, mapping, where)
     for path in files:
         _check_columns(path, column_types(path, multiline=section.multiline), [section.id, *mapping.values()], where)
     parsers: dict[str, Parser] = {ID_COLUMNS[table]: parse_ids}
@@ -184,7 +184,7 @@ def _own_names(found: Mapping[str, pa.DataType], section: AttributesTable, where
         if column == section.id:
             continue
         try:
-            if not NAME.fullmatch(column) or column in _RESERVED:
+            if not NAME.fullmatch(column) or column in RESERVED:
                 raise DataError("its name cannot be used in a schema")
             _attribute_type(kind, None, False, column)
             usable[column] = column
@@ -193,11 +193,12 @@ def _own_names(found: Mapping[str, pa.DataType], section: AttributesTable, where
     return usable
 
 
-def _check_mapping(section: AttributesTable, mapping: Mapping[str, str], where: str) -> None:
+def check_mapping(section: AttributesTable, mapping: Mapping[str, str], where: str) -> None:
+    """Refuse column names that no schema can use, and keys that name no column."""
     for name in mapping:
-        if not NAME.fullmatch(name) or name in _RESERVED:
+        if not NAME.fullmatch(name) or name in RESERVED:
             raise ConfigError(
-                f"{where} columns: {name!r} is no column name: use {NAME.pattern} and none of {sorted(_RESERVED)}"
+                f"{where} columns: {name!r} is no column name: use {NAME.pattern} and none of {sorted(RESERVED)}"
             )
     for key in ("types", "separators"):
         for name in getattr(section, key):

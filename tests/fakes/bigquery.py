@@ -109,6 +109,8 @@ def _handler(api: _Api, requests: list[str]) -> type[BaseHTTPRequestHandler]:
                         self.reply(200, api.call(self.command, url.path, query, json.loads(raw) if raw else {}))
                 except ApiError as error:
                     self.reply(error.status, error.body())
+                except Exception as error:  # a wrong request; a lost connection would be tried again for minutes
+                    self.reply(400, ApiError(400, "invalid", f"the fake refuses it: {error!r}").body())
 
         def upload(self, path: str, query: dict[str, str], raw: bytes) -> None:
             if query["uploadType"] == "multipart":
