@@ -87,17 +87,19 @@ class _TowerEncoder:
 
         features = features.cast(features_type(self._schema, self._tower))
         inputs = tower_inputs(self._schema, self._tower, features, only=set(self.features) - self._tables)
-        strings, places = {}, {}
+        places: dict[str, NDArray[Any]] = {}
         for name in self._tables:
             distinct, places[name] = _distinct(self.features[name], pc.struct_field(features, name))
-            strings[name] = distinct.cast(pa.binary()).to_numpy(zero_copy_only=False)
-            inputs[name] = self._texts[name].unseen(strings[name]) if name in self._texts else strings[name]
+            inputs[name] = distinct.cast(pa.binary()).to_numpy(zero_copy_only=False)
+            if name in self._texts:
+                rows, inputs[name] = self._texts[name].rows(inputs[name])
+                places[name] = rows[places[name]]
         signature = self._module.signatures["distinct"]
         outputs = signature(**{name: tf.constant(values) for name, values in inputs.items()})
         encoded = {name: tensor.numpy() for name, tensor in outputs.items()}
         for name, texts in self._texts.items():
-            texts.learn(inputs[name], encoded[name])
-            encoded[name] = texts.ids(strings[name])
+            texts.learn(encoded[name])
+            encoded[name] = texts.ids
         for name, place in places.items():
             encoded[name] = encoded[name][place].reshape(len(features), -1)
         return encoded
@@ -108,25 +110,24 @@ class _Texts:
 
     def __init__(self) -> None:
         self._rows: dict[bytes, int] = {}
-        self._ids: NDArray[np.int32] | None = None
+        self.ids: NDArray[np.int32] | None = None
+        """[known texts, length], by their rows."""
 
-    def unseen(self, texts: NDArray[Any]) -> NDArray[Any]:
-        """Those among distinct texts that are not known."""
+    def rows(self, texts: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """The rows of distinct texts, and those among them whose ids are to be learnt."""
         if len(self._rows) > REMEMBERED:
-            self._rows, self._ids = {}, None
-        return np.array([text for text in texts if text not in self._rows], object)
+            self._rows, self.ids = {}, None
+        found = list(map(self._rows.get, texts))
+        unseen = [number for number, row in enumerate(found) if row is None]
+        for row, number in enumerate(unseen, start=len(self._rows)):
+            found[number] = self._rows[texts[number]] = row
+        return np.array(found, np.int64), texts[unseen]
 
-    def learn(self, texts: NDArray[Any], ids: NDArray[np.int64]) -> None:
-        """Remember the [texts, length] ids of texts that were not known."""
-        self._rows.update(zip(texts, range(len(self._rows), len(self._rows) + len(texts)), strict=True))
-        if self._ids is None or len(ids):
-            known = [] if self._ids is None else [self._ids]
-            self._ids = np.concatenate([*known, ids.astype(np.int32)])
-
-    def ids(self, texts: NDArray[Any]) -> NDArray[np.int32]:
-        """[texts, length] ids of texts that are all known."""
-        assert self._ids is not None
-        return self._ids[np.fromiter(map(self._rows.__getitem__, texts), np.int64, len(texts))]
+    def learn(self, ids: NDArray[np.int64]) -> None:
+        """Take the [texts, length] ids of the texts that were to be learnt."""
+        if self.ids is None or len(ids):
+            known = [] if self.ids is None else [self.ids]
+            self.ids = np.concatenate([*known, ids.astype(np.int32)])
 
 
 def _distinct(feature: Feature, values: pa.Array) -> tuple[pa.Array, NDArray[np.int32]]:
@@ -160,4 +161,4 @@ def _missing(feature: Feature, raw: pa.Array, encoded: NDArray[Any]) -> NDArray[
     if feature.type == "numeric_sequence":
         return encoded[:, 2] == 1
     # Ids are 0, and the sine and cosine of a moment are never both.
-    return ~encoded.any(axis=1)
+    return np.equal(encoded, 0).all(axis=1)

@@ -261,11 +261,15 @@ def _batches(files: Sequence[pq.ParquetFile]) -> Iterator[pa.RecordBatch]:
     for file in files:
         for batch in file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
             if held and sum(map(len, held)) + len(batch) > _BATCH_ROWS:
-                yield pa.concat_batches(held)
+                yield _joined(held)
                 held = []
             held.append(batch)
     if held:
-        yield pa.concat_batches(held)
+        yield _joined(held)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
 def _order(hashes: NDArray[np.int64], records: NDArray[np.uint8]) -> NDArray[np.int64]:
