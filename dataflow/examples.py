@@ -14,7 +14,8 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ from dataflow.worker_files import fetch, matches, read, seen_by_workers, written
 from lockstep.errors import ConfigError, DataError
 from lockstep.schema import Schema
 
-_SAMPLE = "sample.parquet"
+_READERS = 16
+"""Files of a bucket that are read at a time."""
 _SAY_EVERY_SECONDS = 5.0
 _COUNTERS = "lockstep/examples"
 _BATCH_ROWS = 32_768
@@ -109,7 +111,7 @@ def write_examples(
     The same rows give the same bytes, however they are divided into Parquet files and among workers.
 
     Args:
-        rows: the folder of `Warehouse.export_shards`; a sample is left beside its shards.
+        rows: the folder of `Warehouse.export_shards`; the folder `sample` is made in it.
         destination: an existing folder.
         runner: a Beam runner's name.
         options: Beam's own options, by name.
@@ -137,8 +139,7 @@ def write_examples(
         )
     seconds = time.monotonic() - started
     _log.info("wrote %d records in %.1f s, %.0f rows/s", records, seconds, records / seconds)
-    with read(f"{folders[0]}/{_SAMPLE}") as file:
-        return WrittenExamples(records, counters, pq.read_table(file).drop_columns("order_hash"))
+    return WrittenExamples(records, counters, _sample(plan, folders[0]))
 
 
 def examples_pipeline(
@@ -149,20 +150,29 @@ def examples_pipeline(
         pipeline = beam.Pipeline(options=options)
     except ValueError as error:  # the runner's validation
         raise ConfigError(f"[data.beam]: {str(error).partition(':')[2].strip() or error}") from error
-    write = _WriteShard(plan, rows, destination, preprocessing)
-    samples = (
+    (
         pipeline
         | "Shards" >> beam.Create(range(plan.shards))
         | "Spread" >> beam.Reshuffle()
-        | "Write" >> beam.ParDo(write)
-    )
-    (
-        samples
-        | "OneKey" >> beam.WithKeys(0)
-        | "Gather" >> beam.GroupByKey()
-        | "WriteSample" >> beam.ParDo(_WriteSample(plan, f"{rows}/{_SAMPLE}"))
+        | "Write" >> beam.ParDo(_WriteShard(plan, rows, destination, preprocessing))
     )
     return pipeline
+
+
+def _sample_file(rows: str, shard: int) -> str:
+    return f"{rows}/sample/shard-{shard:05d}.parquet"
+
+
+def _sample(plan: ExamplesPlan, rows: str) -> pa.Table:
+    """The sample of all shards, which most have no more than a few rows of."""
+
+    def rows_of(shard: int) -> pa.Table:
+        with read(_sample_file(rows, shard)) as file:
+            return pq.read_table(file)
+
+    with ThreadPoolExecutor(_READERS, "read-sample") as pool:
+        tables = list(pool.map(rows_of, range(plan.shards)))
+    return Sample(Schema.from_json(plan.schema), plan.rows).smallest(tables).drop_columns("order_hash")
 
 
 @contextmanager
@@ -190,7 +200,7 @@ class _Modules(dict[str, Any]):
 
 
 class _WriteShard(beam.DoFn):
-    """A shard's number -> its file, and those of its rows that may belong to the sample."""
+    """A shard's number -> its file, and one of the rows that may belong to the sample."""
 
     def __init__(self, plan: ExamplesPlan, rows: str, destination: str, preprocessing: str) -> None:
         self._plan, self._rows, self._destination, self._preprocessing = plan, rows, destination, preprocessing
@@ -210,7 +220,7 @@ class _WriteShard(beam.DoFn):
                 fetch(f"{self._preprocessing}/{tower}", Path(folder) / tower)
             return _Modules(load_modules(Path(folder)))
 
-    def process(self, shard: int) -> Iterator[pa.Table]:
+    def process(self, shard: int) -> None:
         files = [pq.ParquetFile(read(address)) for address in matches(f"{self._rows}/shard={shard}", "*.parquet")]
         rows = sum(file.metadata.num_rows for file in files)
         records, hashes = np.empty((rows, self._layout.bytes), np.uint8), np.empty(rows, np.int64)
@@ -223,7 +233,9 @@ class _WriteShard(beam.DoFn):
             row = end
         order = _order(hashes, records)
         self._write(shard, records, order)
-        yield self._sample.of_shard(sampled, hashes, order)
+        # A file beside the rows, not an element: Beam would copy it many times over.
+        with written(_sample_file(self._rows, shard)) as file:
+            pq.write_table(self._sample.of_shard(sampled, hashes, order), file)
 
     def _encode(self, batch: pa.RecordBatch) -> NDArray[np.uint8]:
         encoded = self._encoder.encode(batch)
@@ -240,19 +252,6 @@ class _WriteShard(beam.DoFn):
             for row in rows:
                 writer.write(records[row].tobytes())
         _count({"records_written": len(rows)})
-
-
-class _WriteSample(beam.DoFn):
-    """What the shards handed on -> one file."""
-
-    def __init__(self, plan: ExamplesPlan, address: str) -> None:
-        self._plan, self._address = plan, address
-
-    def process(self, element: tuple[int, Iterable[pa.Table]]) -> Iterator[int]:
-        sample = Sample(Schema.from_json(self._plan.schema), self._plan.rows).smallest(list(element[1]))
-        with written(self._address) as file:
-            pq.write_table(sample, file)
-        yield len(sample)
 
 
 def _batches(files: Sequence[pq.ParquetFile]) -> Iterator[pa.RecordBatch]:
