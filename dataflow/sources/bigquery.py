@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,7 +64,7 @@ def read_tables(data: DataSection, warehouse: Warehouse, dead_letters: DeadLette
     tables = check_source(data)
     reading = _Reading(warehouse, dead_letters, work)
     rows_in, written, derived = {}, {}, []
-    for table, plan in _plans(tables, warehouse).items():
+    for table, plan in source_plans(tables, warehouse).items():
         rows_in[f"{table}_in"], written[f"{table}_written"] = reading.make(plan)
     for table in ("candidates", "queries"):
         if getattr(tables, table) is None:
@@ -140,7 +141,18 @@ class Plan:
         return render("source_entities", judged=self.judged, id=id_column, columns=columns, order=order or [id_column])
 
 
-def _plans(tables: TablesSource, warehouse: Warehouse) -> dict[str, Plan]:
+class Described(Protocol):
+    """What a plan asks of a warehouse."""
+
+    def schema(self, table: str) -> pa.Schema:
+        """The columns of a table."""
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        """The rows of a small result."""
+
+
+def source_plans(tables: TablesSource, warehouse: Described) -> dict[str, Plan]:
+    """How each configured table is read."""
     plans = {"events": events_plan(tables.events, warehouse)}
     for table in ("candidates", "queries"):
         section = getattr(tables, table)
@@ -149,7 +161,7 @@ def _plans(tables: TablesSource, warehouse: Warehouse) -> dict[str, Plan]:
     return plans
 
 
-def events_plan(section: EventsTable, warehouse: Warehouse) -> Plan:
+def events_plan(section: EventsTable, warehouse: Described) -> Plan:
     """How the events are read; asks the warehouse for the table's columns, and for the unit of their moments."""
     source, where = str(section.table), "[data.tables.events]"
     types = _types(warehouse.schema(source))
@@ -171,7 +183,7 @@ def events_plan(section: EventsTable, warehouse: Warehouse) -> Plan:
     return _plan("events", source, values, columns)
 
 
-def attributes_plan(table: str, section: AttributesTable, warehouse: Warehouse) -> Plan:
+def attributes_plan(table: str, section: AttributesTable, warehouse: Described) -> Plan:
     """How the candidates or query entities are read."""
     source, where = str(section.table), f"[data.tables.{table}]"
     types = _types(warehouse.schema(source))
@@ -187,7 +199,7 @@ def attributes_plan(table: str, section: AttributesTable, warehouse: Warehouse) 
 
 
 def _judge_attribute(
-    column: SourceColumn, section: AttributesTable, name: str, source: str, where: str, warehouse: Warehouse
+    column: SourceColumn, section: AttributesTable, name: str, source: str, where: str, warehouse: Described
 ) -> Judged:
     declared = section.types.get(name)
     wanted = declared or own_type(column)
@@ -248,7 +260,7 @@ class _Reading:
             self.dead_letters.add(reason, {"note": note}, plan.source, rows - shown, column=column)
 
 
-def _unit(column: SourceColumn, unit: str, source: str, key: str, warehouse: Warehouse) -> str:
+def _unit(column: SourceColumn, unit: str, source: str, key: str, warehouse: Described) -> str:
     """The unit of a column of whole numbers; any, where it has none."""
     if not pa.types.is_integer(column.type):
         if unit != "auto" and pa.types.is_string(column.type):
