@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,21 +221,23 @@ class _WriteShard(beam.DoFn):
             return _Modules(load_modules(Path(folder)))
 
     def process(self, shard: int) -> None:
-        files = [pq.ParquetFile(read(address)) for address in matches(f"{self._rows}/shard={shard}", "*.parquet")]
-        rows = sum(file.metadata.num_rows for file in files)
-        records, hashes = np.empty((rows, self._layout.bytes), np.uint8), np.empty(rows, np.int64)
-        sampled, row = [], 0
-        for batch in _batches(files):
-            end = row + len(batch)
-            records[row:end] = self._encode(batch)
-            hashes[row:end] = batch.column("order_hash")
-            sampled.append(self._sample.candidates(batch))
-            row = end
+        with ExitStack() as opened:
+            addresses = matches(f"{self._rows}/shard={shard}", "*.parquet")
+            files = [pq.ParquetFile(opened.enter_context(read(address))) for address in addresses]
+            rows = sum(file.metadata.num_rows for file in files)
+            records, hashes = np.empty((rows, self._layout.bytes), np.uint8), np.empty(rows, np.int64)
+            sampled, row = [], 0
+            for batch in _batches(files):
+                end = row + len(batch)
+                records[row:end] = self._encode(batch)
+                hashes[row:end] = batch.column("order_hash")
+                sampled.append(self._sample.candidates(batch))
+                row = end
         order = _order(hashes, records)
         self._write(shard, records, order)
         # A file beside the rows, not an element: Beam would copy it many times over.
-        with written(_sample_file(self._rows, shard)) as file:
-            pq.write_table(self._sample.of_shard(sampled, hashes, order), file)
+        with written(_sample_file(self._rows, shard)) as sample:
+            pq.write_table(self._sample.of_shard(sampled, hashes, order), sample)
 
     def _encode(self, batch: pa.RecordBatch) -> NDArray[np.uint8]:
         encoded = self._encoder.encode(batch)

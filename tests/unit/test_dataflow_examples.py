@@ -27,6 +27,7 @@ from dataflow.worker_files import matches, seen_by_workers, written
 from lockstep.errors import ConfigError, DataError
 from lockstep.features import features_type
 from lockstep.schema import Schema
+from tests.fakes import memory_files
 
 SCHEMA = Schema.model_validate(
     {
@@ -292,6 +293,28 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, created: bool) -> No
         file.write_bytes(b"whole")
     assert (tmp_path / "out" / "part").read_bytes() == b"whole"
     assert matches(f"{tmp_path}/out", "*") == [f"{tmp_path}/out/part"]
+
+
+def test_everything_is_reached_through_beams_file_systems(
+    preprocessing: Path, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(one, {"names": ["red"]}, track="a") for one in range(20)]
+    local = write_rows(tmp_path / "rows", rows, 3, files=2)
+    write(local, train, plan_of(preprocessing, 20, 3))
+    monkeypatch.setattr(memory_files, "FILES", files := {})
+    for folder, name in ((local, "rows"), (preprocessing, "preprocessing")):
+        for file in folder.rglob("*"):
+            if file.is_file() and "sample" not in file.parts:
+                files[f"memory://bucket/{name}/{file.relative_to(folder)}"] = file.read_bytes()
+    given = set(files)
+    plan = dataclasses.replace(plan_of(preprocessing, 20, 3), preprocessing=Path("/nowhere"))
+    options = pipeline_options("DirectRunner", {}, "r1")
+    folders = ("memory://bucket/rows", "memory://bucket/train", "memory://bucket/preprocessing")
+    examples_pipeline(options, plan, *folders).run().wait_until_finish()
+    expected = {f"memory://bucket/train/{file.name}": file.read_bytes() for file in train.iterdir()}
+    expected |= {f"memory://bucket/rows/sample/{file.name}": file.read_bytes() for file in (local / "sample").iterdir()}
+    assert len(expected) == 6
+    assert {name: data for name, data in files.items() if name not in given} == expected
 
 
 def test_beam_options_reach_beam() -> None:
