@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflow.dead_letters import DeadLetters
-from dataflow.sources.bigquery import Plan, check_source, source_plans
+from dataflow.sources.bigquery import check_source
+from dataflow.sources.bigquery_plans import Plan, source_plans
 from dataflow.sources.output import EVENTS, ID_COLUMNS, TIME
 from dataflow.sql import render
 from dataflow.warehouse import DuckDBWarehouse, check_query, open_warehouse

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from dataflow import generate
 from dataflow.estimate import RecordingWarehouse, estimate, record_queries
-from dataflow.sources.bigquery import source_plans
+from dataflow.sources.bigquery_plans import source_plans
 from dataflow.warehouse import Warehouse
 from lockstep.config import Config, load_config
 from lockstep.tags import Kind, Tag, write_tag
