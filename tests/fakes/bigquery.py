@@ -76,6 +76,8 @@ def _handler(api: _Api, requests: list[str]) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # an answer in one packet: two wait for each other
+        disable_nagle_algorithm = True
 
         def log_message(self, *args: object) -> None:
             pass
