@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ from dataflow.worker_files import local, matches, read, seen_by_workers, written
 from lockstep.errors import ConfigError, DataError
 from lockstep.schema import Schema
 
-_SAMPLE = "sample.parquet"
+_READERS = 16
+"""Files of a bucket that are read at a time."""
 _SAY_EVERY_SECONDS = 5.0
 _COUNTERS = "lockstep/examples"
 _BATCH_ROWS = 32_768
@@ -132,7 +134,7 @@ def write_examples(
     The same rows give the same bytes, however they are divided into Parquet files and among workers.
 
     Args:
-        rows: the folder of `Warehouse.export_shards`; a sample is left beside its shards.
+        rows: the folder of `Warehouse.export_shards`; the folder `sample` is made in it.
         known: the folder of `encode_known`.
         preprocessing: the folder with the SavedModels `query` and `candidate`.
         destination: an existing folder.
@@ -162,8 +164,7 @@ def write_examples(
         )
     seconds = time.monotonic() - started
     _log.info("wrote %d records in %.1f s, %.0f rows/s", records, seconds, records / seconds)
-    with read(f"{folders.rows}/{_SAMPLE}") as file:
-        return WrittenExamples(records, counters, pq.read_table(file))
+    return WrittenExamples(records, counters, _sample(plan, folders.rows))
 
 
 def examples_pipeline(options: PipelineOptions, plan: ExamplesPlan, folders: Folders) -> beam.Pipeline:
@@ -172,20 +173,29 @@ def examples_pipeline(options: PipelineOptions, plan: ExamplesPlan, folders: Fol
         pipeline = beam.Pipeline(options=options)
     except ValueError as error:  # the runner's validation
         raise ConfigError(f"[data.beam]: {str(error).partition(':')[2].strip() or error}") from error
-    write = _WriteShard(plan, folders)
-    samples = (
+    (
         pipeline
         | "Shards" >> beam.Create(range(plan.shards))
         | "Spread" >> beam.Reshuffle()
-        | "Write" >> beam.ParDo(write)
-    )
-    (
-        samples
-        | "OneKey" >> beam.WithKeys(0)
-        | "Gather" >> beam.GroupByKey()
-        | "WriteSample" >> beam.ParDo(_WriteSample(plan.rows, f"{folders.rows}/{_SAMPLE}"))
+        | "Write" >> beam.ParDo(_WriteShard(plan, folders))
     )
     return pipeline
+
+
+def _sample_file(rows: str, shard: int) -> str:
+    return f"{rows}/sample/shard-{shard:05d}.parquet"
+
+
+def _sample(plan: ExamplesPlan, rows: str) -> pa.Table:
+    """The sample of all shards, which most have no more than a few rows of."""
+
+    def rows_of(address: str) -> pa.Table:
+        with read(address) as file:
+            return pq.read_table(file)
+
+    with ThreadPoolExecutor(_READERS, "read-sample") as pool:
+        tables = list(pool.map(rows_of, matches(f"{rows}/sample", "*.parquet")))
+    return Sample(plan.rows).smallest(tables)
 
 
 @contextmanager
@@ -217,7 +227,7 @@ class _Loaded:
 
 
 class _WriteShard(beam.DoFn):
-    """A shard's number -> its file, and those of its rows that may belong to the sample."""
+    """A shard's number -> its file, and one of the rows that may belong to the sample."""
 
     def __init__(self, plan: ExamplesPlan, folders: Folders) -> None:
         self._plan, self._folders = plan, folders
@@ -234,23 +244,25 @@ class _WriteShard(beam.DoFn):
         with local(self._folders.preprocessing) as preprocessing, local(self._folders.known) as known:
             return _Loaded(load_modules(preprocessing), KnownCandidates(known))
 
-    def process(self, shard: int) -> Iterator[pa.Table]:
-        files = [
-            pq.ParquetFile(read(address)) for address in matches(f"{self._folders.rows}/shard={shard}", "*.parquet")
-        ]
-        rows = sum(file.metadata.num_rows for file in files)
-        records, hashes = np.empty((rows, self._layout.bytes), np.uint8), np.empty(rows, np.int64)
-        sampled, row = [], 0
-        for batch in _batches(files):
-            end = row + len(batch)
-            records[row:end] = self._encode(batch)
-            hashes[row:end] = batch.column("order_hash")
-            sampled.append(self._sample.candidates(batch))
-            row = end
+    def process(self, shard: int) -> None:
+        with ExitStack() as opened:
+            addresses = matches(f"{self._folders.rows}/shard={shard}", "*.parquet")
+            files = [pq.ParquetFile(opened.enter_context(read(address))) for address in addresses]
+            rows = sum(file.metadata.num_rows for file in files)
+            records, hashes = np.empty((rows, self._layout.bytes), np.uint8), np.empty(rows, np.int64)
+            sampled, row = [], 0
+            for batch in _batches(files):
+                end = row + len(batch)
+                records[row:end] = self._encode(batch)
+                hashes[row:end] = batch.column("order_hash")
+                sampled.append(self._sample.candidates(batch))
+                row = end
         order = _order(hashes, records)
         self._write(shard, records, order)
         if sampled:
-            yield self._sample.of_shard(sampled, hashes, order)
+            # A file beside the rows, not an element: Beam would copy it many times over.
+            with written(_sample_file(self._folders.rows, shard)) as sample:
+                pq.write_table(self._sample.of_shard(sampled, hashes, order), sample)
 
     def _encode(self, batch: pa.RecordBatch) -> NDArray[np.uint8]:
         encoded = self._encoder.encode(batch)
@@ -267,19 +279,6 @@ class _WriteShard(beam.DoFn):
             for row in rows:
                 writer.write(records[row].tobytes())
         _count({"records_written": len(rows)})
-
-
-class _WriteSample(beam.DoFn):
-    """What the shards handed on -> one file."""
-
-    def __init__(self, rows: int, address: str) -> None:
-        self._rows, self._address = rows, address
-
-    def process(self, element: tuple[int, Iterable[pa.Table]]) -> Iterator[int]:
-        sample = Sample(self._rows).smallest(list(element[1]))
-        with written(self._address) as file:
-            pq.write_table(sample, file)
-        yield len(sample)
 
 
 def _batches(files: Sequence[pq.ParquetFile]) -> Iterator[pa.RecordBatch]:

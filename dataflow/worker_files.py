@@ -31,12 +31,12 @@ def seen_by_workers(path: Path, runner: str) -> str:
         ConfigError: they cannot see it.
     """
     address = path.as_posix()
+    if address.startswith("gs:/"):  # Path makes one slash of two
+        return "gs://" + address.removeprefix("gs:/")
     if runner in LOCAL_RUNNERS:
         return address
     if address.startswith(_MOUNT):
         return "gs://" + address.removeprefix(_MOUNT)
-    if address.startswith("gs:/"):  # Path makes one slash of two
-        return "gs://" + address.removeprefix("gs:").lstrip("/")
     if runner == "DataflowRunner":
         raise ConfigError(
             f"the workers of DataflowRunner cannot see {address}: run with a gs:// root, or use DirectRunner"

@@ -68,6 +68,27 @@ def run(config: Any) -> None:
     click.echo(describe_run(root, run_id))
 
 
+@main.command()
+@_configured
+@click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the artifacts are written.")
+@click.option("--dry-run", is_flag=True, help="Only tell what BigQuery would read and cost.")
+@click.option("--price-per-tib", type=click.FloatRange(min=0), default=6.25, show_default=True, help="USD, on demand.")
+def examples(config: Any, output: Path | None, dry_run: bool, price_per_tib: float) -> None:
+    """Make training examples, preprocessing and entities, and nothing else."""
+    if output is None and not dry_run:
+        raise click.UsageError("give --output FOLDER, or --dry-run.")
+    from pipelines.examples import describe_costs, make_examples
+
+    if dry_run:
+        click.echo(describe_costs(config, price_per_tib))
+        return
+    from pipelines.run import new_run_id
+
+    assert output is not None
+    tag = make_examples(config, output, new_run_id())
+    click.echo(f"wrote {tag.rows} examples to {output}/examples, with {output}/preprocessing and {output}/entities")
+
+
 @main.command("compile")
 @_configured
 @_IMAGE

@@ -61,7 +61,7 @@ def serve_bigquery(bucket: Path) -> Iterator[FakeBigQuery]:
     requests: list[str] = []
     with serve_storage(engine) as storage:
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(_Api(engine), requests))
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
             yield FakeBigQuery(engine, f"http://127.0.0.1:{server.server_port}", storage, requests)
