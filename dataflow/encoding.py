@@ -1,4 +1,4 @@
-"""From raw rows to encoded ones, in batches, by the preprocessing that is saved with the model.
+"""From raw features to encoded ones, in batches, by the preprocessing that is saved with the model.
 
 Strings repeat: a history of popular candidates says little that the batch has not said before. So a batch is first
 taken apart into its distinct strings and the places where they stand; the saved graph (signature `distinct`) encodes
@@ -18,50 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataflow.encoded import TOWERS, hash_bins, table_owner
-from lockstep.features import features_type, last_values, tower_inputs
+from lockstep.features import arrow_type, last_values, tower_inputs
 from lockstep.schema import Feature, Schema
 
 REMEMBERED = 1_000_000
 """Texts of a feature that are remembered; beyond, they are forgotten all at once."""
 _TEXTS = ("text", "text_sequence")
-
-
-class RowEncoder:
-    """Encodes rows; one thread at a time.
-
-    Args:
-        modules: the loaded SavedModels, by tower.
-    """
-
-    def __init__(self, schema: Schema, modules: Mapping[str, Any]) -> None:
-        self._towers = {tower: _TowerEncoder(schema, tower, modules[tower]) for tower in TOWERS}
-
-    def encode(self, rows: pa.RecordBatch) -> dict[str, NDArray[Any]]:
-        """Encode a batch with the columns `query` and `candidate`, structs in any types that cast to `features_type`.
-
-        Returns:
-            `<tower>/<feature>` -> [batch, length] int64 or float32.
-        """
-        encoded: dict[str, NDArray[Any]] = {}
-        for tower, encoder in self._towers.items():
-            encoded |= {f"{tower}/{name}": values for name, values in encoder.encode(rows.column(tower)).items()}
-        return encoded
-
-    def counts(self, rows: pa.RecordBatch, encoded: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-        """Count the rows in which a feature is missing or holds a value that is in no vocabulary.
-
-        Returns:
-            `<tower>/<feature>/missing` and, of features with a vocabulary, `<tower>/<feature>/unknown`.
-        """
-        counted = {}
-        for tower, encoder in self._towers.items():
-            for name, feature in encoder.features.items():
-                path = f"{tower}/{name}"
-                raw = pc.struct_field(rows.column(tower), name)
-                counted[f"{path}/missing"] = int(np.count_nonzero(_missing(feature, raw, encoded[path])))
-                if name in encoder.vocabularies:
-                    counted[f"{path}/unknown"] = int(np.count_nonzero((encoded[path] == 1).any(axis=1)))
-        return counted
 
 
 def load_modules(folder: Path) -> dict[str, Any]:
@@ -71,8 +33,8 @@ def load_modules(folder: Path) -> dict[str, Any]:
     return {tower: tf.saved_model.load(str(folder / tower)) for tower in TOWERS}
 
 
-class _TowerEncoder:
-    """The features of one tower."""
+class TowerEncoder:
+    """Encodes columns of raw features of one tower; one thread at a time."""
 
     def __init__(self, schema: Schema, tower: str, module: Any) -> None:
         self.features = schema.features(tower)
@@ -82,26 +44,36 @@ class _TowerEncoder:
         self._schema, self._tower, self._module = schema, tower, module
         self._texts = {name: _Texts() for name, feature in self.features.items() if feature.type in _TEXTS}
 
-    def encode(self, features: pa.StructArray) -> dict[str, NDArray[Any]]:
-        import tensorflow as tf
+    def encode(self, columns: Mapping[str, pa.Array]) -> dict[str, NDArray[Any]]:
+        """Encode some or all of the tower's features.
 
-        features = features.cast(features_type(self._schema, self._tower))
-        inputs = tower_inputs(self._schema, self._tower, features, only=set(self.features) - self._tables)
+        Args:
+            columns: by feature, [rows] in any type that casts to `arrow_type`.
+
+        Returns:
+            By feature, [rows, length] int32, int64 or float32.
+        """
+        if not columns:
+            return {}
+        raw = {name: column.cast(arrow_type(self.features[name])) for name, column in columns.items()}
+        structs = pa.StructArray.from_arrays(list(raw.values()), names=list(raw))
+        # The signature takes every feature; the others get no rows.
+        inputs = {name: _no_rows(feature, name in self._tables) for name, feature in self.features.items()}
+        inputs |= tower_inputs(self._schema, self._tower, structs, only=set(raw) - self._tables)
         places: dict[str, NDArray[Any]] = {}
-        for name in self._tables:
-            distinct, places[name] = _distinct(self.features[name], pc.struct_field(features, name))
+        for name in self._tables & set(raw):
+            distinct, places[name] = _distinct(self.features[name], raw[name])
             inputs[name] = distinct.cast(pa.binary()).to_numpy(zero_copy_only=False)
             if name in self._texts:
                 rows, inputs[name] = self._texts[name].rows(inputs[name])
                 places[name] = rows[places[name]]
-        signature = self._module.signatures["distinct"]
-        outputs = signature(**{name: tf.constant(values) for name, values in inputs.items()})
-        encoded = {name: tensor.numpy() for name, tensor in outputs.items()}
-        for name, texts in self._texts.items():
-            texts.learn(encoded[name])
-            encoded[name] = texts.ids
+        outputs = self._module.signatures["distinct"](**{name: _tensor(values) for name, values in inputs.items()})
+        encoded = {name: outputs[name].numpy() for name in raw}
         for name, place in places.items():
-            encoded[name] = encoded[name][place].reshape(len(features), -1)
+            if name in self._texts:
+                self._texts[name].learn(encoded[name])
+                encoded[name] = self._texts[name].ids
+            encoded[name] = encoded[name][place].reshape(len(structs), -1)
         return encoded
 
 
@@ -152,13 +124,17 @@ def _distinct(feature: Feature, values: pa.Array) -> tuple[pa.Array, NDArray[np.
     return distinct, places
 
 
-def _missing(feature: Feature, raw: pa.Array, encoded: NDArray[Any]) -> NDArray[np.bool_]:
+def _no_rows(feature: Feature, table: bool) -> NDArray[Any]:
+    if table:
+        return np.empty(0, object)
     if feature.type == "vector":
-        lengths: NDArray[np.int32] = pc.fill_null(pc.list_value_length(raw), 0).to_numpy(zero_copy_only=False)
-        return np.equal(lengths, 0)
-    if feature.type == "numeric":
-        return encoded[:, 1] == 1
+        return np.empty((0, feature.size), np.float32)
     if feature.type == "numeric_sequence":
-        return encoded[:, 2] == 1
-    # Ids are 0, and the sine and cosine of a moment are never both.
-    return np.equal(encoded, 0).all(axis=1)
+        return np.empty((0, 1), np.float32)
+    return np.empty(0, np.int64 if feature.type == "timestamp" else np.float32)
+
+
+def _tensor(values: NDArray[Any]) -> Any:
+    import tensorflow as tf
+
+    return tf.constant(values, tf.string) if values.dtype == object else tf.constant(values)

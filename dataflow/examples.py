@@ -11,7 +11,6 @@ reach rows, preprocessing and destination through Beam's file systems, wherever 
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,10 +32,12 @@ from numpy.typing import NDArray
 
 from dataflow.beam_options import LOCAL_RUNNERS, pipeline_options
 from dataflow.encoded import TOWERS, EncodedFeature
-from dataflow.encoding import RowEncoder, load_modules
+from dataflow.encoding import load_modules
+from dataflow.known import KnownCandidates
 from dataflow.records import RecordFeature, RecordLayout
+from dataflow.row_encoding import RowEncoder
 from dataflow.sample import Sample
-from dataflow.worker_files import fetch, matches, read, seen_by_workers, written
+from dataflow.worker_files import local, matches, read, seen_by_workers, written
 from lockstep.errors import ConfigError, DataError
 from lockstep.schema import Schema
 
@@ -56,15 +57,13 @@ class ExamplesPlan:
 
     Args:
         schema: Schema.to_json().
-        preprocessing: the folder with the SavedModels `query` and `candidate`.
-        encoded: their outputs, by tower.
+        encoded: the encoded features, by tower.
         candidates: rows of the catalogue.
         shards: number of files.
         rows: number of training rows.
     """
 
     schema: bytes
-    preprocessing: Path
     encoded: Mapping[str, list[EncodedFeature]]
     candidates: int
     shards: int
@@ -84,7 +83,23 @@ class ExamplesPlan:
 
 
 _NUMBERS = ("sampling_probability", "age_days", "weight")
-_COLUMNS = (*TOWERS, "candidate_index", *_NUMBERS, "order_hash")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things are, as workers address them.
+
+    Args:
+        rows: the folder of `Warehouse.export_shards`.
+        known: the folder of `encode_known`.
+        preprocessing: the folder with the SavedModels `query` and `candidate`.
+        destination: where the records go.
+    """
+
+    rows: str
+    known: str
+    preprocessing: str
+    destination: str
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ class WrittenExamples:
         records: their number.
         counters: exact, over all rows: `rows_read`, `records_written`, `<tower>/<feature>/missing` and, of features
             with a vocabulary, `<tower>/<feature>/unknown`.
-        sample: the SAMPLE_ROWS rows of the smallest order_hash, in its order: query, candidate, age_days, weight.
+        sample: the SAMPLE_ROWS training rows of the smallest order_hash, in its order.
     """
 
     records: int
@@ -104,7 +119,15 @@ class WrittenExamples:
 
 
 def write_examples(
-    rows: Path, destination: Path, plan: ExamplesPlan, *, runner: str, options: Mapping[str, Any], run_id: str
+    rows: Path,
+    known: Path,
+    preprocessing: Path,
+    destination: Path,
+    plan: ExamplesPlan,
+    *,
+    runner: str,
+    options: Mapping[str, Any],
+    run_id: str,
 ) -> WrittenExamples:
     """Encode the training rows and write them as sharded, gzipped TFRecords.
 
@@ -112,6 +135,8 @@ def write_examples(
 
     Args:
         rows: the folder of `Warehouse.export_shards`; the folder `sample` is made in it.
+        known: the folder of `encode_known`.
+        preprocessing: the folder with the SavedModels `query` and `candidate`.
         destination: an existing folder.
         runner: a Beam runner's name.
         options: Beam's own options, by name.
@@ -122,9 +147,9 @@ def write_examples(
         DataError: the rows read, the records written and the plan's rows are not the same number.
     """
     started = time.monotonic()
-    folders = [seen_by_workers(path, runner) for path in (rows, destination, plan.preprocessing)]
-    pipeline = examples_pipeline(pipeline_options(runner, options, run_id), plan, *folders)
-    with _progress(plan, folders[1]) if runner in LOCAL_RUNNERS else nullcontext():
+    folders = Folders(*(seen_by_workers(path, runner) for path in (rows, known, preprocessing, destination)))
+    pipeline = examples_pipeline(pipeline_options(runner, options, run_id), plan, folders)
+    with _progress(plan, folders.destination) if runner in LOCAL_RUNNERS else nullcontext():
         result = pipeline.run()
         state = result.wait_until_finish()
     if state not in (None, PipelineState.DONE):
@@ -139,13 +164,11 @@ def write_examples(
         )
     seconds = time.monotonic() - started
     _log.info("wrote %d records in %.1f s, %.0f rows/s", records, seconds, records / seconds)
-    return WrittenExamples(records, counters, _sample(plan, folders[0]))
+    return WrittenExamples(records, counters, _sample(plan, folders.rows))
 
 
-def examples_pipeline(
-    options: PipelineOptions, plan: ExamplesPlan, rows: str, destination: str, preprocessing: str
-) -> beam.Pipeline:
-    """The pipeline, not yet run; the folders are addresses that workers understand."""
+def examples_pipeline(options: PipelineOptions, plan: ExamplesPlan, folders: Folders) -> beam.Pipeline:
+    """The pipeline, not yet run."""
     try:
         pipeline = beam.Pipeline(options=options)
     except ValueError as error:  # the runner's validation
@@ -154,7 +177,7 @@ def examples_pipeline(
         pipeline
         | "Shards" >> beam.Create(range(plan.shards))
         | "Spread" >> beam.Reshuffle()
-        | "Write" >> beam.ParDo(_WriteShard(plan, rows, destination, preprocessing))
+        | "Write" >> beam.ParDo(_WriteShard(plan, folders))
     )
     return pipeline
 
@@ -166,13 +189,13 @@ def _sample_file(rows: str, shard: int) -> str:
 def _sample(plan: ExamplesPlan, rows: str) -> pa.Table:
     """The sample of all shards, which most have no more than a few rows of."""
 
-    def rows_of(shard: int) -> pa.Table:
-        with read(_sample_file(rows, shard)) as file:
+    def rows_of(address: str) -> pa.Table:
+        with read(address) as file:
             return pq.read_table(file)
 
     with ThreadPoolExecutor(_READERS, "read-sample") as pool:
-        tables = list(pool.map(rows_of, range(plan.shards)))
-    return Sample(Schema.from_json(plan.schema), plan.rows).smallest(tables).drop_columns("order_hash")
+        tables = list(pool.map(rows_of, matches(f"{rows}/sample", "*.parquet")))
+    return Sample(plan.rows).smallest(tables)
 
 
 @contextmanager
@@ -195,34 +218,35 @@ def _progress(plan: ExamplesPlan, destination: str) -> Iterator[None]:
         thread.join()
 
 
-class _Modules(dict[str, Any]):
-    """A dict that a weak reference can point to."""
+@dataclass
+class _Loaded:
+    """What the threads of a process share."""
+
+    modules: dict[str, Any]
+    known: KnownCandidates
 
 
 class _WriteShard(beam.DoFn):
     """A shard's number -> its file, and one of the rows that may belong to the sample."""
 
-    def __init__(self, plan: ExamplesPlan, rows: str, destination: str, preprocessing: str) -> None:
-        self._plan, self._rows, self._destination, self._preprocessing = plan, rows, destination, preprocessing
+    def __init__(self, plan: ExamplesPlan, folders: Folders) -> None:
+        self._plan, self._folders = plan, folders
         self._shared = Shared()
 
     def setup(self) -> None:
-        schema = Schema.from_json(self._plan.schema)
         self._layout = self._plan.layout
-        # Threads of one process share graphs and tables.
-        self._modules = self._shared.acquire(self._load)
-        self._encoder = RowEncoder(schema, self._modules)
-        self._sample = Sample(schema, self._plan.rows)
+        self._loaded = self._shared.acquire(self._load)
+        schema = Schema.from_json(self._plan.schema)
+        self._encoder = RowEncoder(schema, self._loaded.modules, self._loaded.known)
+        self._sample = Sample(self._plan.rows)
 
-    def _load(self) -> _Modules:
-        with tempfile.TemporaryDirectory() as folder:
-            for tower in TOWERS:
-                fetch(f"{self._preprocessing}/{tower}", Path(folder) / tower)
-            return _Modules(load_modules(Path(folder)))
+    def _load(self) -> _Loaded:
+        with local(self._folders.preprocessing) as preprocessing, local(self._folders.known) as known:
+            return _Loaded(load_modules(preprocessing), KnownCandidates(known))
 
     def process(self, shard: int) -> None:
         with ExitStack() as opened:
-            addresses = matches(f"{self._rows}/shard={shard}", "*.parquet")
+            addresses = matches(f"{self._folders.rows}/shard={shard}", "*.parquet")
             files = [pq.ParquetFile(opened.enter_context(read(address))) for address in addresses]
             rows = sum(file.metadata.num_rows for file in files)
             records, hashes = np.empty((rows, self._layout.bytes), np.uint8), np.empty(rows, np.int64)
@@ -235,13 +259,14 @@ class _WriteShard(beam.DoFn):
                 row = end
         order = _order(hashes, records)
         self._write(shard, records, order)
-        # A file beside the rows, not an element: Beam would copy it many times over.
-        with written(_sample_file(self._rows, shard)) as sample:
-            pq.write_table(self._sample.of_shard(sampled, hashes, order), sample)
+        if sampled:
+            # A file beside the rows, not an element: Beam would copy it many times over.
+            with written(_sample_file(self._folders.rows, shard)) as sample:
+                pq.write_table(self._sample.of_shard(sampled, hashes, order), sample)
 
     def _encode(self, batch: pa.RecordBatch) -> NDArray[np.uint8]:
         encoded = self._encoder.encode(batch)
-        _count({"rows_read": len(batch)} | self._encoder.counts(batch, encoded))
+        _count({"rows_read": len(batch)} | self._encoder.counts(encoded))
         columns = {name: batch.column(name).to_numpy()[:, None] for name in ("candidate_index", *_NUMBERS)}
         return self._layout.serialize(encoded | columns)
 
@@ -249,7 +274,7 @@ class _WriteShard(beam.DoFn):
         import tensorflow as tf
 
         options = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=_COMPRESSION)
-        address = f"{self._destination}/part-{shard:05d}-of-{self._plan.shards:05d}.tfrecord.gz"
+        address = f"{self._folders.destination}/part-{shard:05d}-of-{self._plan.shards:05d}.tfrecord.gz"
         with written(address) as file, tf.io.TFRecordWriter(str(file), options) as writer:
             for row in rows:
                 writer.write(records[row].tobytes())
@@ -260,7 +285,7 @@ def _batches(files: Sequence[pq.ParquetFile]) -> Iterator[pa.RecordBatch]:
     """The rows of several files, in batches of about _BATCH_ROWS, however small their row groups are."""
     held: list[pa.RecordBatch] = []
     for file in files:
-        for batch in file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
+        for batch in file.iter_batches(_BATCH_ROWS):
             if held and sum(map(len, held)) + len(batch) > _BATCH_ROWS:
                 yield _joined(held)
                 held = []

@@ -4,12 +4,15 @@ The artifact `examples`:
 
     <artifact>/                                       kind examples; rows = training examples
       train/part-00000-of-00004.tfrecord.gz           tf.Example: query/<feature>, candidate/<feature> (encoded),
-                                                      candidate_index, sampling_probability, age_days
+                                                      candidate_index, sampling_probability, age_days, weight
       validation/part-*.parquet, test/part-*.parquet  id, features, history: list<string>, targets: list<string>
       catalogue.parquet                               row number = candidate_index: id, count, popular_30d,
                                                       popular_30d_validation, probability
       features.json                                   see dataflow.encoded
-      report.json                                     rows in and out of every stage, cuts, vocabularies
+      validation_candidates/, test_candidates/        part-*.parquet: id, features, in the catalogue's order, as of the
+                                                      split's cut; only where a candidate feature counts events
+      report.json                                     rows of every stage, cuts, features, advice, leak checks
+      report.html                                     the same for a person
       dead_letters.jsonl                              see dataflow.dead_letters
       schema.json
       tag.json
@@ -23,21 +26,24 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from dataflow.dead_letters import DeadLetters
 from dataflow.encoded import Learned, encoded_features, features_json
 from dataflow.entities import write_entities
 from dataflow.evaluation_queries import write_evaluation
 from dataflow.interactions import prepare_events
+from dataflow.sample import with_features
 from dataflow.sources import SourceCounts, read_source
 from dataflow.split import Cuts, find_cuts
 from dataflow.stages import Stage
-from dataflow.training import TrainingRows, write_training_rows
+from dataflow.training import KNOWN, TrainingRows, write_training_rows
 from dataflow.warehouse import Warehouse, open_warehouse
 from lockstep.config import DataSection
 from lockstep.errors import DataError
@@ -125,6 +131,7 @@ class _Job:
     def encode(self, work: Path, run_id: str) -> None:
         """Build preprocessing and write the training records with it."""
         from dataflow.examples import ExamplesPlan, write_examples
+        from dataflow.known import encode_known
         from dataflow.preprocessing import save_preprocessing
 
         with _timed("building preprocessing"):
@@ -133,16 +140,19 @@ class _Job:
         training = self.training
         plan = ExamplesPlan(
             schema=self.schema.to_json(),
-            preprocessing=self.preprocessing,
             encoded=encoded,
             candidates=training.candidates,
             shards=training.shards,
             rows=training.examples,
         )
         (self.examples / "train").mkdir()
+        with _timed("encoding known candidates"):
+            encode_known(work / KNOWN, work / "known", self.schema, self.preprocessing, training.candidates)
         with _timed("writing training records"):
             written = write_examples(
                 work / "training",
+                work / "known",
+                self.preprocessing,
                 self.examples / "train",
                 plan,
                 runner=self.data.runner,
@@ -151,11 +161,17 @@ class _Job:
             )
         self.stages.append(Stage("training records", training.examples, written.records).check())
         (self.examples / "features.json").write_bytes(features_json(encoded))
+        with _timed("reporting on features"):
+            self._report(with_features(written.sample, work / KNOWN, self.schema), written.counters)
 
-    def finish(self, run_id: str) -> Tag:
-        """Write the report and the three tags, the examples' last."""
-        digest = self.schema.digest
-        (self.examples / "schema.json").write_bytes(self.schema.to_json())
+    def _report(self, sample: pa.Table, counters: Mapping[str, int]) -> None:
+        """Write report.json and report.html.
+
+        Raises:
+            DataError: a leak check found a leak.
+        """
+        from dataflow import feature_report
+
         self.report |= {
             "stages": [stage.to_json() for stage in self.stages],
             "vocabularies": {table: len(values) for table, values in self.learned.vocabularies.items()},
@@ -164,7 +180,24 @@ class _Job:
                 for name, of in self.learned.statistics.items()
             },
         }
-        (self.examples / "report.json").write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
+        report = feature_report.build(
+            self.report,
+            schema=self.schema,
+            data=self.data,
+            learned=self.learned,
+            counters=counters,
+            sample=sample,
+            artifacts=feature_report.Artifacts(self.examples, self.preprocessing, self.entities),
+        )
+        (self.examples / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (self.examples / "report.html").write_text(feature_report.render(report), encoding="utf-8")
+        feature_report.log_summary(report)
+        feature_report.refuse_leaks(report["leaks"])
+
+    def finish(self, run_id: str) -> Tag:
+        """Write the three tags, the examples' last."""
+        digest = self.schema.digest
+        (self.examples / "schema.json").write_bytes(self.schema.to_json())
         entries = sum(len(values) for values in self.learned.vocabularies.values())
         made_of = write_tag(self.preprocessing, Kind.PREPROCESSING, run=run_id, schema=digest, rows=entries)
         write_tag(self.entities, Kind.ENTITIES, run=run_id, schema=digest, rows=self.rows["entities"])

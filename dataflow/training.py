@@ -18,6 +18,8 @@ from lockstep.config import DataSection
 from lockstep.errors import ConfigError, DataError
 from lockstep.schema import Schema
 
+KNOWN = "known_candidates.parquet"
+"""The file of the candidates that training rows name by index."""
 MIN_SHARDS = 4
 """Fewest files of training records, so that small data too is read by several threads."""
 
@@ -78,7 +80,7 @@ def write_training_rows(
     counted = {name: sql for name, sql in features.items() if is_counted(schema.candidate[name])}
     static = {name: sql for name, sql in features.items() if name not in counted}
     known = render("known_candidates", candidate=static, past=past_values(schema, columns))
-    warehouse.export(known, work / "known_candidates.parquet")
+    warehouse.export(known, work / KNOWN)
     warehouse.create("training_entities", render("training_entities"))
     newest = warehouse.rows(render("newest_example"))[0]
     expected = int(newest["examples"])

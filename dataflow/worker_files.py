@@ -59,13 +59,19 @@ def read(address: str) -> IO[bytes]:
     return FileSystems.open(address, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
-def fetch(folder: str, destination: Path) -> None:
-    """Copy a folder and all below it to a local one."""
-    for address in matches(folder, "**"):
-        target = destination / address.removeprefix(folder).lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with read(address) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
+@contextmanager
+def local(folder: str) -> Iterator[Path]:
+    """A folder on this machine's disk, for as long as it takes to load or map what is in it; a bucket's is copied."""
+    if "://" not in folder:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as copies:
+        for address in matches(folder, "**"):
+            target = Path(copies) / address.removeprefix(folder).lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with read(address) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        yield Path(copies)
 
 
 @contextmanager

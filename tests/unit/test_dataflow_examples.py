@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from dataflow.beam_options import pipeline_options
 from dataflow.encoded import Learned, Statistics, encoded_features
-from dataflow.examples import ExamplesPlan, WrittenExamples, examples_pipeline, write_examples
+from dataflow.examples import ExamplesPlan, Folders, WrittenExamples, examples_pipeline, write_examples
+from dataflow.known import encode_known
 from dataflow.preprocessing import save_preprocessing
+from dataflow.sample import with_features
 from dataflow.worker_files import matches, seen_by_workers, written
 from lockstep.errors import ConfigError, DataError
-from lockstep.features import features_type
+from lockstep.features import arrow_type, features_type
 from lockstep.schema import Schema
 from tests.fakes import memory_files
 
@@ -38,11 +40,13 @@ SCHEMA = Schema.model_validate(
             "moment": {"type": "timestamp"},
             "vector": {"type": "vector", "size": 2},
             "prices": {"type": "numeric_sequence", "max_length": 2},
+            "paid": {"type": "numeric_sequence", "columns": ["history.price"], "max_length": 2},
         },
         "candidate": {
             "track": {"type": "id"},
             "title": {"type": "text", "ngrams": 1, "max_tokens": 2},
             "price": {"type": "numeric"},
+            "trend": {"type": "numeric", "columns": ["events.7d"]},
         },
     }
 )
@@ -51,13 +55,43 @@ LEARNED = Learned(
     {("candidate", "price"): Statistics(10.0, 2.0)},
 )
 CANDIDATES = 300
+BUCKET = Folders("gs://bucket/rows", "gs://bucket/known", "gs://bucket/preprocessing", "gs://bucket/train")
 MIDNIGHT = datetime(2024, 1, 1, tzinfo=UTC)
-COLUMNS = [
-    *((tower, features_type(SCHEMA, tower)) for tower in ("query", "candidate")),
-    ("candidate_index", pa.int64()),
-    *((name, pa.float64()) for name in ("sampling_probability", "age_days", "weight")),
-    ("order_hash", pa.int64()),
+ROWS = pa.schema(
+    [
+        *((f"query_{name}", arrow_type(SCHEMA.query[name])) for name in ("hashed", "moment", "vector", "prices")),
+        ("candidate_trend", pa.float64()),
+        ("past", pa.list_(pa.int64())),
+        ("candidate_index", pa.int64()),
+        *((name, pa.float64()) for name in ("sampling_probability", "age_days", "weight")),
+        ("order_hash", pa.int64()),
+    ]
+)
+KNOWN = pa.schema(
+    [
+        ("candidate_track", pa.string()),
+        ("candidate_title", pa.string()),
+        ("candidate_price", pa.float64()),
+        ("past_history", pa.string()),
+        ("past_names", pa.string()),
+        ("past_paid", pa.float64()),
+    ]
+)
+NOBODY: dict[str, Any] = dict.fromkeys(KNOWN.names) | {"past_history": "", "past_names": "", "past_paid": math.nan}
+CATALOGUE = [
+    {"candidate_track": "b", "candidate_title": "cup RED", "candidate_price": 13.0, "past_history": "b"},
+    {"candidate_track": "a", "candidate_title": "red", "candidate_price": 1.0, "past_history": "a"},
+    {"candidate_track": "?", "candidate_title": "!!", "past_history": "?", "past_names": "red", "past_paid": 1.0},
+    {
+        "candidate_track": "?",
+        "candidate_price": math.nan,
+        "past_history": "b",
+        "past_names": "Red cup!",
+        "past_paid": 3.0,
+    },
+    {"candidate_track": "b", "candidate_title": "tall red cup", "past_history": "?", "past_names": "blue"},
 ]
+"""Candidates 0 to 4; all others, 5 to 299, have nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -67,23 +101,31 @@ def preprocessing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def known(preprocessing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("known")
+    rows = [NOBODY | row for row in CATALOGUE] + [NOBODY] * (CANDIDATES - len(CATALOGUE))
+    pq.write_table(pa.Table.from_pylist(rows, KNOWN), folder / "known.parquet")
+    encode_known(folder / "known.parquet", folder / "encoded", SCHEMA, preprocessing, CANDIDATES)
+    return folder / "encoded"
+
+
 @pytest.fixture
 def train(tmp_path: Path) -> Path:
     (tmp_path / "train").mkdir()
     return tmp_path / "train"
 
 
-def row(order_hash: int, query: dict[str, Any] | None = None, **candidate: Any) -> dict[str, Any]:
-    """A training row; what is not named is missing, and its candidate_index is its hash."""
-    kinds = dict(COLUMNS)
+def row(order_hash: int, candidate: int | None = None, **given: Any) -> dict[str, Any]:
+    """A training row; what is not named is missing, and its candidate is that of its hash."""
     return {
-        "query": dict.fromkeys(kinds["query"].names) | (query or {}),
-        "candidate": dict.fromkeys(kinds["candidate"].names) | candidate,
-        "candidate_index": order_hash % CANDIDATES,
+        **dict.fromkeys(ROWS.names),
+        "candidate_index": order_hash % CANDIDATES if candidate is None else candidate,
         "sampling_probability": 0.25,
         "age_days": float(order_hash),
         "weight": 2.0,
         "order_hash": order_hash,
+        **given,
     }
 
 
@@ -95,17 +137,31 @@ def write_rows(folder: Path, rows: Sequence[dict[str, Any]], shards: int, files:
             if of_shard[file::files]:
                 path = folder / f"shard={shard}" / f"data_{file}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                pq.write_table(pa.Table.from_pylist(of_shard[file::files], pa.schema(COLUMNS)), path)
+                pq.write_table(pa.Table.from_pylist(of_shard[file::files], ROWS), path)
     return folder
 
 
-def plan_of(preprocessing: Path, rows: int, shards: int) -> ExamplesPlan:
-    encoded = encoded_features(SCHEMA, LEARNED.vocabularies)
-    return ExamplesPlan(SCHEMA.to_json(), preprocessing, encoded, CANDIDATES, shards, rows)
+@dataclass(frozen=True)
+class Step:
+    """What every run of the step shares."""
+
+    preprocessing: Path
+    known: Path
+
+    def write(self, rows: Path, train: Path, number: int, shards: int, **options: Any) -> WrittenExamples:
+        plan = plan_of(number, shards)
+        return write_examples(
+            rows, self.known, self.preprocessing, train, plan, runner="DirectRunner", options=options, run_id="r1"
+        )
 
 
-def write(folder: Path, train: Path, plan: ExamplesPlan, **options: Any) -> WrittenExamples:
-    return write_examples(folder, train, plan, runner="DirectRunner", options=options, run_id="r1")
+@pytest.fixture(scope="module")
+def step(preprocessing: Path, known: Path) -> Step:
+    return Step(preprocessing, known)
+
+
+def plan_of(rows: int, shards: int) -> ExamplesPlan:
+    return ExamplesPlan(SCHEMA.to_json(), encoded_features(SCHEMA, LEARNED.vocabularies), CANDIDATES, shards, rows)
 
 
 def records(file: Path) -> list[dict[str, list[Any]]]:
@@ -116,31 +172,26 @@ def records(file: Path) -> list[dict[str, list[Any]]]:
     return read
 
 
-def test_a_record_holds_exactly_its_row(preprocessing: Path, train: Path, tmp_path: Path) -> None:
-    query = {
-        "history": ["b", "a", "?", "b"],
-        "names": ["red", "Red cup!"],
-        "hashed": "x",
-        "moment": MIDNIGHT,
-        "vector": [0.5, -1.0],
-        "prices": [1.0, 3.0],
-    }
-    rows = [row(7, query, track="b", title="cup RED", price=13.0), row(9)]
-    result = write(write_rows(tmp_path / "rows", rows, 1), train, plan_of(preprocessing, 2, 1))
+def test_a_record_holds_exactly_its_row(step: Step, train: Path, tmp_path: Path) -> None:
+    query = {"query_hashed": "x", "query_moment": MIDNIGHT, "query_vector": [0.5, -1.0], "query_prices": [1.0, 3.0]}
+    rows = [row(7, 0, past=[0, 1, 2, 3], candidate_trend=4.0, **query), row(9)]
+    result = step.write(write_rows(tmp_path / "rows", rows, 1), train, 2, 1)
     assert result.records == 2
     full, empty = records(train / "part-00000-of-00001.tfrecord.gz")
     day_of_week, day_of_year = [0.0, 1.0], [0.0, 1.0]  # 2024-01-01 is a Monday
     assert full == {
-        "query/history": [2, 1, 3],  # the last three
+        "query/history": [2, 1, 3],  # the last three of b, a, unknown, b
         "query/names": [2, 0, 2, 1],
         "query/hashed": [1],
         "query/moment": [0.0, 1.0, *day_of_week, *day_of_year],
         "query/vector": [0.5, -1.0],
         "query/prices": [2.0, 3.0, 0.0],
+        "query/paid": [2.0, 3.0, 0.0],
         "candidate/track": [3],
         "candidate/title": [3, 2],
         "candidate/price": [1.5, 0.0],
-        "candidate_index": [7],
+        "candidate/trend": [4.0, 0.0],
+        "candidate_index": [0],
         "sampling_probability": [0.25],
         "age_days": [7.0],
         "weight": [2.0],
@@ -152,9 +203,11 @@ def test_a_record_holds_exactly_its_row(preprocessing: Path, train: Path, tmp_pa
         "query/moment": [0.0] * 6,
         "query/vector": [0.0, 0.0],
         "query/prices": [0.0, 0.0, 1.0],
+        "query/paid": [0.0, 0.0, 1.0],
         "candidate/track": [0],
         "candidate/title": [0, 0],
         "candidate/price": [0.0, 1.0],
+        "candidate/trend": [0.0, 1.0],
         "candidate_index": [9],
         "sampling_probability": [0.25],
         "age_days": [9.0],
@@ -163,12 +216,12 @@ def test_a_record_holds_exactly_its_row(preprocessing: Path, train: Path, tmp_pa
 
 
 def test_a_shard_is_a_file_in_the_order_of_its_hashes_even_without_rows(
-    preprocessing: Path, train: Path, tmp_path: Path
+    step: Step, train: Path, tmp_path: Path
 ) -> None:
     hashes = [252, 3, 12, 7, 99, 0, 5, 201, 4]  # none of them 2 modulo 4
     folder = write_rows(tmp_path / "rows", [row(one) for one in hashes], 4, files=2)
     assert not (folder / "shard=2").exists()
-    write(folder, train, plan_of(preprocessing, len(hashes), 4))
+    step.write(folder, train, len(hashes), 4)
     found = {file.name: [r["candidate_index"][0] for r in records(file)] for file in sorted(train.iterdir())}
     assert found == {
         "part-00000-of-00004.tfrecord.gz": [0, 4, 12, 252],
@@ -178,19 +231,19 @@ def test_a_shard_is_a_file_in_the_order_of_its_hashes_even_without_rows(
     }
 
 
-def test_the_bytes_depend_on_the_rows_alone(preprocessing: Path, tmp_path: Path) -> None:
+def test_the_bytes_depend_on_the_rows_alone(step: Step, tmp_path: Path) -> None:
     generator = np.random.default_rng(5)
-    rows = [row(int(one), {"history": ["a"] * (one % 4)}, price=float(one)) for one in generator.integers(0, 200, 120)]
+    rows = [row(int(one), past=[1] * (one % 4)) for one in generator.integers(0, 200, 120)]
     # Equal hashes, different records: their order must not be that of the files either.
     assert len({one["order_hash"] for one in rows}) < len(rows)
-    rows += [row(8, track="a"), row(8, track="b")]
+    rows += [row(8, query_prices=[1.0]), row(8, query_prices=[2.0])]
     digests = []
     for number, (files, workers) in enumerate([(1, 1), (1, 1), (3, 2), (2, 3)]):
         shuffled = [rows[i] for i in generator.permutation(len(rows))]
         folder = write_rows(tmp_path / f"rows{number}", shuffled, 3, files)
         train = tmp_path / f"train{number}"
         train.mkdir()
-        result = write(folder, train, plan_of(preprocessing, len(rows), 3), direct_num_workers=workers)
+        result = step.write(folder, train, len(rows), 3, direct_num_workers=workers)
         digests.append(({file.name: file.read_bytes() for file in train.iterdir()}, result))
     first, told = digests[0]
     assert len(first) == 3
@@ -201,79 +254,103 @@ def test_the_bytes_depend_on_the_rows_alone(preprocessing: Path, tmp_path: Path)
 
 
 def test_small_row_groups_and_batches_change_nothing(
-    preprocessing: Path, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: Step, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row(one, {"names": [f"w{one}", "red"]}) for one in range(40)]
+    rows = [row(one, past=[one % 5, 2], query_prices=[float(one)]) for one in range(40)]
     folder = write_rows(tmp_path / "rows", rows, 1, files=3)
-    plan = plan_of(preprocessing, 40, 1)
-    write(folder, train, plan)
+    step.write(folder, train, 40, 1)
     whole = (train / "part-00000-of-00001.tfrecord.gz").read_bytes()
     monkeypatch.setattr("dataflow.examples._BATCH_ROWS", 7)
     monkeypatch.setattr("dataflow.encoding.REMEMBERED", 3)
-    assert write(folder, train, plan).counters["rows_read"] == 40
+    assert step.write(folder, train, 40, 1).counters["rows_read"] == 40
     assert (train / "part-00000-of-00001.tfrecord.gz").read_bytes() == whole
 
 
-def test_missing_and_unknown_values_are_counted_exactly(preprocessing: Path, train: Path, tmp_path: Path) -> None:
+def test_missing_and_unknown_values_are_counted_exactly(step: Step, train: Path, tmp_path: Path) -> None:
     rows = [
-        row(0, {"history": ["a", "?"], "hashed": "x", "vector": [0.0, 0.0]}, track="a", title="red", price=1.0),
-        row(1, {"history": ["?", "?"], "names": ["blue", "red"], "prices": [1.0]}, track="?", title="!!"),
-        row(2, {"history": [], "moment": MIDNIGHT, "prices": [None]}, track="?", price=math.nan),
-        row(3, {"history": ["b"], "names": [None], "vector": []}, track="b", title="tall red cup"),
+        row(0, 1, past=[1, 2], query_hashed="x", query_vector=[0.5, 0.0], candidate_trend=0.0),
+        row(1, 2, past=[4, 2], query_prices=[1.0]),
+        row(2, 3, past=[], query_moment=MIDNIGHT, query_prices=[None]),
+        row(3, 4, past=[0], query_vector=[]),
     ]
-    result = write(write_rows(tmp_path / "rows", rows, 2), train, plan_of(preprocessing, 4, 2))
+    result = step.write(write_rows(tmp_path / "rows", rows, 2), train, 4, 2)
     assert result.counters == {
         "rows_read": 4,
         "records_written": 4,
         "query/history/missing": 1,
         "query/history/unknown": 2,
-        "query/names/missing": 3,
+        "query/names/missing": 2,  # nothing in the history, or nothing with a name
         "query/names/unknown": 1,
         "query/hashed/missing": 3,  # and no unknown: its first bin is no sign of anything
         "query/moment/missing": 3,
-        "query/vector/missing": 3,  # zeros are values
+        "query/vector/missing": 3,
         "query/prices/missing": 3,
+        "query/paid/missing": 2,
         "candidate/track/missing": 0,
         "candidate/track/unknown": 2,
         "candidate/title/missing": 2,
         "candidate/title/unknown": 1,
         "candidate/price/missing": 3,
+        "candidate/trend/missing": 3,
     }
 
 
 def test_the_sample_is_the_rows_of_the_smallest_hashes(
-    preprocessing: Path, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: Step, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dataflow.sample.SAMPLE_ROWS", 5)
     monkeypatch.setattr("dataflow.sample._HASHES", 300)  # of 100 rows, those below 82 may be chosen
-    rows = [row(one, {"history": [str(one)]}, track="a") for one in range(0, 300, 3)]
-    result = write(write_rows(tmp_path / "rows", rows[::-1], 4, files=2), train, plan_of(preprocessing, 100, 4))
-    assert result.sample.column_names == ["query", "candidate", "age_days", "weight"]
-    assert result.sample["age_days"].to_pylist() == [0.0, 3.0, 6.0, 9.0, 12.0]
-    assert [one["history"] for one in result.sample["query"].to_pylist()] == [["0"], ["3"], ["6"], ["9"], ["12"]]
-    assert result.sample.schema.field("query").type == features_type(SCHEMA, "query")
+    rows = [row(one, past=[one]) for one in range(0, 300, 3)]
+    result = step.write(write_rows(tmp_path / "rows", rows[::-1], 4, files=2), train, 100, 4)
+    assert result.sample.schema.equals(ROWS)
+    assert result.sample["order_hash"].to_pylist() == [0, 3, 6, 9, 12]
+    assert result.sample["past"].to_pylist() == [[0], [3], [6], [9], [12]]
 
 
-def test_few_rows_are_all_in_the_sample(preprocessing: Path, train: Path, tmp_path: Path) -> None:
+def test_sampled_rows_get_back_the_features_that_they_stand_for(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.Table.from_pylist([NOBODY | row for row in CATALOGUE], KNOWN), tmp_path / "known", row_group_size=2
+    )
+    rows = [
+        row(0, 4, past=[3, 0], query_hashed="x", query_moment=MIDNIGHT, candidate_trend=2.0),
+        row(1, 1, past=None, query_prices=[1.0]),
+    ]
+    found = with_features(pa.Table.from_pylist(rows, ROWS), tmp_path / "known", SCHEMA)
+    assert found["query"].type == features_type(SCHEMA, "query")
+    assert found["candidate"].type == features_type(SCHEMA, "candidate")
+    first, second = found["query"].to_pylist()
+    assert first["history"] == ["b", "b"]
+    assert first["names"] == ["Red cup!", ""]
+    assert first["paid"][0] == 3.0
+    assert (first["hashed"], first["moment"], second["prices"]) == ("x", MIDNIGHT, [1.0])
+    assert (second["history"], second["names"]) == ([], [])
+    assert found["candidate"].to_pylist() == [
+        {"track": "b", "title": "tall red cup", "price": None, "trend": 2.0},
+        {"track": "a", "title": "red", "price": 1.0, "trend": None},
+    ]
+    assert found["order_hash"].to_pylist() == [0, 1]
+
+
+def test_few_rows_are_all_in_the_sample(step: Step, train: Path, tmp_path: Path) -> None:
     # The greatest hash there is: the bound of the sample must not leave it out.
     rows = [row(one) for one in (5, 2**60 - 1)]
-    result = write(write_rows(tmp_path / "rows", rows, 2), train, plan_of(preprocessing, 2, 2))
+    result = step.write(write_rows(tmp_path / "rows", rows, 2), train, 2, 2)
     assert result.sample["age_days"].to_pylist() == [5.0, float(2**60 - 1)]
 
 
-def test_rows_that_are_not_all_there_are_refused(preprocessing: Path, train: Path, tmp_path: Path) -> None:
+def test_rows_that_are_not_all_there_are_refused(step: Step, train: Path, tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "rows", [row(one) for one in range(10)], 2)
     with pytest.raises(DataError, match="read 10 rows and wrote 10 records of 11 training rows: rerun"):
-        write(folder, train, plan_of(preprocessing, 11, 2))
+        step.write(folder, train, 11, 2)
     with pytest.raises(DataError, match="read 0 rows and wrote 0 records of 10"):
-        write(tmp_path / "elsewhere", train, plan_of(preprocessing, 10, 2))
+        step.write(tmp_path / "elsewhere", train, 10, 2)
 
 
-def test_a_crash_leaves_no_file_of_that_shard(preprocessing: Path, train: Path, tmp_path: Path) -> None:
+def test_a_crash_leaves_no_file_of_that_shard(step: Step, train: Path, tmp_path: Path) -> None:
     bad = row(201) | {"candidate_index": CANDIDATES}
     folder = write_rows(tmp_path / "rows", [row(0), row(1), bad], 2)
-    with pytest.raises(Exception, match="candidate_index holds 1 to 300, expected 0 to 299"):
-        write(folder, train, plan_of(preprocessing, 3, 2), direct_num_workers=1)
+    with pytest.raises(Exception, match="index 300 is out of bounds"):
+        step.write(folder, train, 3, 2, direct_num_workers=1)
     assert "part-00001-of-00002.tfrecord.gz" not in {file.name for file in train.iterdir()}
 
 
@@ -296,21 +373,20 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, created: bool) -> No
 
 
 def test_everything_is_reached_through_beams_file_systems(
-    preprocessing: Path, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: Step, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row(one, {"names": ["red"]}, track="a") for one in range(20)]
+    rows = [row(one, past=[2]) for one in range(20)]
     local = write_rows(tmp_path / "rows", rows, 3, files=2)
-    write(local, train, plan_of(preprocessing, 20, 3))
+    step.write(local, train, 20, 3)
     monkeypatch.setattr(memory_files, "FILES", files := {})
-    for folder, name in ((local, "rows"), (preprocessing, "preprocessing")):
+    for folder, name in ((local, "rows"), (step.preprocessing, "preprocessing"), (step.known, "known")):
         for file in folder.rglob("*"):
             if file.is_file() and "sample" not in file.parts:
                 files[f"memory://bucket/{name}/{file.relative_to(folder)}"] = file.read_bytes()
     given = set(files)
-    plan = dataclasses.replace(plan_of(preprocessing, 20, 3), preprocessing=Path("/nowhere"))
+    folders = Folders(*(f"memory://bucket/{name}" for name in ("rows", "known", "preprocessing", "train")))
     options = pipeline_options("DirectRunner", {}, "r1")
-    folders = ("memory://bucket/rows", "memory://bucket/train", "memory://bucket/preprocessing")
-    examples_pipeline(options, plan, *folders).run().wait_until_finish()
+    examples_pipeline(options, plan_of(20, 3), folders).run().wait_until_finish()
     expected = {f"memory://bucket/train/{file.name}": file.read_bytes() for file in train.iterdir()}
     expected |= {f"memory://bucket/rows/sample/{file.name}": file.read_bytes() for file in (local / "sample").iterdir()}
     assert len(expected) == 6
@@ -370,23 +446,21 @@ def test_workers_elsewhere_take_the_buckets_own_address(path: str, runner: str, 
     assert seen_by_workers(Path(path), runner) == address
 
 
-def test_dataflow_workers_cannot_see_a_local_disk(preprocessing: Path, tmp_path: Path) -> None:
+def test_dataflow_workers_cannot_see_a_local_disk(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"DataflowRunner cannot see {tmp_path}: run with a gs:// root"):
-        write_examples(
-            tmp_path, tmp_path, plan_of(preprocessing, 1, 1), runner="DataflowRunner", options={}, run_id="r1"
-        )
+        write_examples(*[tmp_path] * 4, plan_of(1, 1), runner="DataflowRunner", options={}, run_id="r1")
 
 
-def test_what_dataflow_lacks_is_said_before_anything_runs(preprocessing: Path) -> None:
+def test_what_dataflow_lacks_is_said_before_anything_runs() -> None:
     pytest.importorskip("apache_beam.runners.dataflow.internal.apiclient", reason="needs the extra gcp")
     given = {"project": "p", "region": "europe-west4", "temp_location": "gs://bucket/tmp"}
     options = pipeline_options("DataflowRunner", given, "r1")
     options.view_as(beam.TestOptions).dry_run = True  # otherwise Beam asks Cloud Storage for the bucket first
     with pytest.raises(ConfigError, match=r"\[data.beam\]: Invalid Project ID \(p\)"):
-        examples_pipeline(options, plan_of(preprocessing, 1, 1), "gs://b/rows", "gs://b/train", "gs://b/preprocessing")
+        examples_pipeline(options, plan_of(1, 1), BUCKET)
 
 
-def test_the_job_is_one_that_dataflow_takes(preprocessing: Path) -> None:
+def test_the_job_is_one_that_dataflow_takes() -> None:
     """Everything up to sending it: the graph, its pickled functions and its options, as the service would get them."""
     pytest.importorskip("apache_beam.runners.dataflow.internal.apiclient", reason="needs the extra gcp")
     given = {
@@ -399,9 +473,7 @@ def test_the_job_is_one_that_dataflow_takes(preprocessing: Path) -> None:
     }
     options = pipeline_options("DataflowRunner", given, "r1")
     options.view_as(beam.TestOptions).dry_run = True
-    plan = dataclasses.replace(plan_of(preprocessing, 10, 2), preprocessing=Path("/gcs/bucket/preprocessing"))
-    folders = ("gs://bucket/rows", "gs://bucket/train", "gs://bucket/preprocessing")
-    job = examples_pipeline(options, plan, *folders).run().job
+    job = examples_pipeline(options, plan_of(10, 2), BUCKET).run().job
     assert job.options.view_as(beam.GoogleCloudOptions).job_name == "lockstep-examples-r1"
     parts = job.proto_pipeline.components
     images = [environment.payload for environment in parts.environments.values()]

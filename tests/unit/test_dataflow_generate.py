@@ -21,14 +21,15 @@ import tensorflow as tf
 from dataflow.dead_letters import DeadLetters
 from dataflow.generate import run
 from dataflow.interactions import prepare_events
+from dataflow.sample import with_features
 from dataflow.sources import read_source
 from dataflow.split import find_cuts, split_bucket
 from dataflow.sql import render
-from dataflow.training import write_training_rows
+from dataflow.training import KNOWN, write_training_rows
 from dataflow.warehouse import DuckDBWarehouse
 from lockstep.config import DataSection
 from lockstep.errors import ConfigError, DataError, SchemaError, TooManyBadRowsError
-from lockstep.features import features_type
+from lockstep.features import features_type, tower_inputs
 from lockstep.schema import Schema
 from lockstep.tags import Kind, open_artifact
 
@@ -279,7 +280,7 @@ def test_no_label_is_in_its_own_history_and_history_is_strictly_before(world: Wo
 
 
 def exported(world: World, work: Path, data: DataSection) -> list[dict[str, Any]]:
-    """The training rows as they leave the warehouse."""
+    """The training rows as they leave the warehouse, with the candidates' ids in place of their indices."""
     schema = Schema.model_validate(SCHEMA)
     work.mkdir(exist_ok=True)
     with DeadLetters(work / "dead.jsonl") as letters, DuckDBWarehouse(work, threads=1) as warehouse:
@@ -288,25 +289,30 @@ def exported(world: World, work: Path, data: DataSection) -> list[dict[str, Any]
         cuts = find_cuts(warehouse, data)
         (work / "examples").mkdir()
         written = write_training_rows(warehouse, schema, data, cuts, work / "examples", work)
-    rows: list[dict[str, Any]] = pq.read_table(work / "training").to_pylist()
+    ids = pq.read_table(work / "examples" / "catalogue.parquet").column("id").to_pylist()
+    assert ids == pq.read_table(work / KNOWN).column("candidate_id").to_pylist()
+    rows = pq.read_table(work / "training").to_pylist()
     assert len(rows) == written.examples
-    return rows
+    return [
+        {**row, "label": ids[row["candidate_index"]], "past": [ids[index] for index in row["past"] or []]}
+        for row in rows
+    ]
 
 
 def leaky(world: World, rows: list[dict[str, Any]]) -> list[str]:
     """What is wrong with training rows: a past that is not past, a count that holds more or less than it should."""
     found = []
-    pasts = [(row["query_id"], row["candidate_id"], row["query"]["history"] or []) for row in rows]
+    pasts = [(row["query_id"], row["label"], row["past"]) for row in rows]
     found += [f"history {leak}" for leak in leaks(world, pasts)]
     for row in rows:
-        entity, label, moment = row["query_id"], row["candidate_id"], row["event_time"]
+        entity, label, moment = row["query_id"], row["label"], row["event_time"]
         if moment >= CUTS["validation_from"]:
             found.append(f"label {entity} {label}")
-        if row["query"]["activity"] != counted(world, moment, 7, entity=entity):
+        if row["query_activity"] != counted(world, moment, 7, entity=entity):
             found.append(f"activity {entity} {label}")
-        if row["candidate"]["trend"] != counted(world, moment, 30, label=label):
+        if row["candidate_trend"] != counted(world, moment, 30, label=label):
             found.append(f"trend {entity} {label}")
-        if row["newest_history_time"] is None or row["newest_history_time"] > moment:
+        if row["newest_past_time"] is None or row["newest_past_time"] > moment:
             found.append(f"time {entity} {label}")
     return found
 
@@ -350,8 +356,8 @@ def test_a_leaky_query_is_found(
 def test_nothing_leaks_into_the_training_rows(world: World, tmp_path: Path) -> None:
     rows = exported(world, tmp_path / "work", section(world.folder))
     assert leaky(world, rows) == []
-    assert sum(row["query"]["activity"] > 0 for row in rows) > 20
-    assert max(row["candidate"]["trend"] for row in rows) > 3
+    assert sum(row["query_activity"] > 0 for row in rows) > 20
+    assert max(row["candidate_trend"] for row in rows) > 3
 
 
 def baskets(world: World) -> Iterator[tuple[str, list[str]]]:
@@ -362,7 +368,7 @@ def baskets(world: World) -> Iterator[tuple[str, list[str]]]:
 
 
 def pairs_of(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
-    return sorted((row["query_id"], row["candidate_id"], row["query"]["history"] or []) for row in rows)
+    return sorted((row["query_id"], row["label"], row["past"]) for row in rows)
 
 
 def test_co_occurrence_is_the_rest_of_the_basket(world: World, tmp_path: Path) -> None:
@@ -377,8 +383,8 @@ def test_co_occurrence_is_the_rest_of_the_basket(world: World, tmp_path: Path) -
     rows = exported(world, tmp_path / "work", section(world.folder, pairing="co_occurrence"))
     assert pairs_of(rows) == sorted(expected)
     assert not any(label in rest for _, label, rest in pairs_of(rows))
-    counts = [counted(world, row["event_time"], 30, label=row["candidate_id"]) for row in rows]
-    assert [row["candidate"]["trend"] for row in rows] == counts
+    counts = [counted(world, row["event_time"], 30, label=row["label"]) for row in rows]
+    assert [row["candidate_trend"] for row in rows] == counts
 
 
 @pytest.mark.parametrize("window", [1, 3])
@@ -394,7 +400,7 @@ def test_candidate_pairs_are_all_that_stand_near_each_other(world: World, tmp_pa
     assert pairs_of(rows) == sorted(expected)
     assert len({row["order_hash"] for row in rows}) == len(rows)
     labels = Counter(label for _, label, _ in expected)
-    assert all(r["sampling_probability"] == pytest.approx(labels[r["candidate_id"]] / len(rows)) for r in rows)
+    assert all(r["sampling_probability"] == pytest.approx(labels[r["label"]] / len(rows)) for r in rows)
 
 
 def test_pairs_of_candidates_need_a_feature_of_the_other_one(world: World, tmp_path: Path) -> None:
@@ -442,23 +448,26 @@ def test_records_hold_exact_numbers(world: World, made: Path) -> None:
         assert record["query/when"][:2] == pytest.approx([np.sin(hour * np.pi / 12), np.cos(hour * np.pi / 12)])
 
 
-def test_serving_makes_the_ids_of_training(world: World, made: Path) -> None:
-    """The evaluation path (Arrow features through the saved signature) and the records agree on candidates."""
-    from lockstep.features import tower_inputs
-
+@pytest.mark.parametrize("tower", ["query", "candidate"])
+def test_records_hold_what_serving_makes_of_the_raw_features(
+    world: World, made: Path, tmp_path: Path, tower: str
+) -> None:
+    """Candidates looked up by index, and whole rows through the saved signature, give equal numbers."""
     schema = Schema.model_validate(SCHEMA)
-    table = pq.read_table(made / "entities" / "candidates")
-    module = tf.saved_model.load(str(made / "preprocessing" / "candidate"))
-    features = table.column("features").combine_chunks()
-    inputs = tower_inputs(schema, "candidate", features)
-    outputs = module.signatures["serving_default"](**{name: tf.constant(values) for name, values in inputs.items()})
-    encoded = {name: tensor.numpy() for name, tensor in outputs.items()}
-    row = {entity: number for number, entity in enumerate(table.column("id").to_pylist())}
-    catalogue = pq.read_table(made / "examples" / "catalogue.parquet").column("id").to_pylist()
-    for record in records(made):
-        number = row[catalogue[record["candidate_index"][0]]]
-        for name, values in encoded.items():
-            assert record[f"candidate/{name}"] == values[number].tolist(), name
+    exported(world, tmp_path / "work", section(world.folder))
+    rows = with_features(pq.read_table(tmp_path / "work" / "training"), tmp_path / "work" / KNOWN, schema)
+    inputs = tower_inputs(schema, tower, rows[tower].combine_chunks())
+    served = tf.saved_model.load(str(made / "preprocessing" / tower)).signatures["serving_default"]
+    outputs = served(**{name: tf.constant(values) for name, values in inputs.items()})
+    names = zip(rows["query_id"].to_pylist(), rows["candidate_index"].to_pylist(), strict=True)
+    place = {name: number for number, name in enumerate(names)}
+    who = vocabulary(made, "query_who")
+    found = records(made)
+    assert len(found) == len(rows)
+    for record in found:
+        row = place[who[record["query/who"][0]], record["candidate_index"][0]]
+        for name, values in outputs.items():
+            assert record[f"{tower}/{name}"] == values[row].numpy().tolist(), name
 
 
 def test_the_catalogue_is_what_was_known_before_the_test_cut(world: World, made: Path) -> None:
