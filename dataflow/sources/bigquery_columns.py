@@ -179,15 +179,19 @@ def judge_moment(column: SourceColumn, unit: str, *, required: bool) -> Judged:
         raise column.refuse("TIMESTAMP, DATETIME, DATE, INT64 or ISO 8601 text", "read a view that makes a TIMESTAMP")
     text = _trimmed(column.sql)
     iso = f"REGEXP_CONTAINS({text}, {literal(_ISO)})"
-    full = f"CASE WHEN {iso} THEN {text} END"
-    for pattern, replacement in _ISO_TO_FULL:
-        full = f"REGEXP_REPLACE({full}, {literal(pattern)}, {literal(replacement)})"
-    value = f"SAFE_CAST({full} AS TIMESTAMP)"
+    value = f"SAFE_CAST({in_full(f'CASE WHEN {iso} THEN {text} END')} AS TIMESTAMP)"
     faults = [_too_long(column.sql), (f"{text} <> '' AND {value} IS NULL", Reason.UNREADABLE_TIME)]
     faults.append((_out_of_range(value), Reason.TIME_OUT_OF_RANGE))
     if required:
         faults.append((f"IFNULL({text}, '') = ''", Reason.MISSING_TIME))
     return Judged(value, TIME, tuple(faults))
+
+
+def in_full(iso: str) -> str:
+    """An expression of ISO 8601 text as one of `YYYY-MM-DD HH:MM:SS.ffffff+HH:MM`, which both engines cast alike."""
+    for pattern, replacement in _ISO_TO_FULL:
+        iso = f"REGEXP_REPLACE({iso}, {literal(pattern)}, {literal(replacement)})"
+    return iso
 
 
 JUDGES: dict[str, Callable[[SourceColumn], Judged]] = {

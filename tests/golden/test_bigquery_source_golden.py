@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataflow.sources.bigquery_columns import in_full
 from dataflow.sources.bigquery_plans import Plan, attributes_plan, events_plan
-from dataflow.sql import render
+from dataflow.sql import literal, render
 from dataflow.warehouse import Warehouse
 from lockstep.config import AttributesTable, EventsTable
 from tests.fakes.warehouses import WAREHOUSES, opened
@@ -128,3 +129,20 @@ def test_the_unit_of_whole_numbers_is_counted(warehouse: Warehouse) -> None:
     ranges = {"s": (1, 3), "ms": (3, 1_000)}
     sql = render("source_unit", table="plays", column="source_row.what", ranges=ranges)
     assert rows(warehouse, sql) == [(7, 1, 8)]  # 2 and six times 1; 3; one is missing
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("2024-03-01", "2024-03-01T00:00:00+00:00"),
+        ("2024-03-01Z", "2024-03-01T00:00:00+00:00"),
+        ("2024-03-01-05", "2024-03-01T00:00:00-05:00"),
+        ("2024-03-01T10", "2024-03-01T10:00:00+00:00"),
+        ("2024-03-01 10+0130", "2024-03-01 10:00:00+01:30"),
+        ("2024-03-01T10:20-01:00", "2024-03-01T10:20:00-01:00"),
+        ("2024-03-01T10:20:30.1234567Z", "2024-03-01T10:20:30.123456+00:00"),
+        ("2024-03-01T10:20:30.5", "2024-03-01T10:20:30.5+00:00"),
+    ],
+)
+def test_moments_have_one_spelling_before_they_are_cast(warehouse: Warehouse, text: str, full: str) -> None:
+    assert rows(warehouse, f"SELECT {in_full(literal(text))} AS full_text") == [(full,)]
