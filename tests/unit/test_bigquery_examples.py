@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import shutil
 from collections.abc import Iterator
@@ -167,6 +168,17 @@ def test_what_bigquery_exports_is_what_duckdb_exports(
     assert len([name for name in made["duckdb"] if "training" in name]) == 4
     assert sum(len(rows) for rows in made["duckdb"].values()) > 1_000
     assert [name for name in fake.engine.tables if name[:2] == ("p-1", "lockstep")] == []  # tidied up
+
+
+def test_the_training_records_are_the_same_to_the_last_bit(fake: FakeBigQuery, tmp_path: Path) -> None:
+    records = {}
+    for warehouse in ("duckdb", "bigquery"):
+        result = invoke(fake, "--config", from_files(tmp_path, warehouse), "--output", tmp_path / warehouse)
+        assert result.exit_code == 0, result.output
+        files = sorted((tmp_path / warehouse / "examples" / "train").iterdir())
+        records[warehouse] = [gzip.decompress(file.read_bytes()) for file in files]
+    assert [len(record) > 1_000 for record in records["duckdb"]] == [True] * 4
+    assert records["duckdb"] == records["bigquery"]
 
 
 def test_a_dry_run_tells_what_bigquery_would_read(fake: FakeBigQuery, tmp_path: Path) -> None:
