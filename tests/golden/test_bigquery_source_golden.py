@@ -146,3 +146,31 @@ def test_the_unit_of_whole_numbers_is_counted(warehouse: Warehouse) -> None:
 )
 def test_moments_have_one_spelling_before_they_are_cast(warehouse: Warehouse, text: str, full: str) -> None:
     assert rows(warehouse, f"SELECT {in_full(literal(text))} AS full_text") == [(full,)]
+
+
+def test_a_position_of_the_source_is_kept(warehouse: Warehouse) -> None:
+    section = EventsTable(table="plays", query="who", candidate="what", timestamp="when", position="what")
+    plan = events_plan(section, warehouse)
+    warehouse.create(plan.judged, plan.judged_sql())
+    good = render("source_events", judged=plan.judged, positioned=True)
+    assert plan.good_sql() == good
+    # The NaN of an engagement that nobody asked for is no fault; the year 2300 still is.
+    assert sorted(rows(warehouse, good)) == [
+        ("ann", "1", day(2), 1, None),
+        ("ann", "2", day(2), 2, None),
+        ("ann", "3", day(1, 12, 30), 3, None),
+    ]
+
+
+def test_entities_are_ordered_by_what_has_an_order(warehouse: Warehouse) -> None:
+    section = AttributesTable(table="tracks", id="id", columns={"tags": "tags"}, separators={"tags": "|"})
+    plan = attributes_plan("candidates", section, warehouse)
+    columns = {"judged": plan.judged, "id": "candidate_id", "columns": ["tags"]}
+    assert plan.good_sql() == render("source_entities", **columns, order=["ARRAY_TO_STRING(`tags`, ' ')"])
+    warehouse.create(plan.judged, plan.judged_sql())
+    backwards = render("source_entities", **columns, order=["ARRAY_TO_STRING(`tags`, ' ') DESC"])
+    assert sorted((row[0], row[2], row[1] or []) for row in rows(warehouse, backwards)) == [
+        ("a", 0, ["x"]),
+        ("a", 1, ["rock", "pop"]),
+        ("b", 0, []),
+    ]
