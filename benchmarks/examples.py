@@ -6,11 +6,13 @@ Training rows of the schema of configs/mpd.toml are drawn from a seed and export
 run is a process of its own on the DirectRunner; its clock starts after the imports and covers everything else, its peak
 is the process's high-water mark. All versions encode with the same saved preprocessing and write gzipped TFRecords:
 
-    shards   dataflow.examples.write_examples: an element is a shard; also counts, samples and orders the records
+    shards   dataflow.known.encode_known and dataflow.examples.write_examples: an element is a shard, whose rows name
+             candidates by number; also counts, samples and orders the records
     batches  rows as elements, brought together again by BatchElements, encoded 1,024 to 4,096 at a time
     rows     rows as elements, encoded one by one
 
-The last two do not order the records, count or sample, which would make them slower still.
+The rows of the last two spell out every feature, as usual; their records are neither ordered nor counted nor sampled,
+which would make them slower still.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from dataflow.beam_options import pipeline_options
 from dataflow.encoded import TOWERS, encoded_features
 from dataflow.encoding import load_modules
 from dataflow.examples import ExamplesPlan, write_examples
+from dataflow.known import encode_known
 from dataflow.preprocessing import save_preprocessing
 from lockstep.features import features_type, tower_inputs
 from lockstep.schema import Schema
@@ -75,7 +78,9 @@ def run(catalogue: Catalogue, version: str, rows: int, work: Path) -> dict[str, 
         shards = -(-rows // SHARD_ROWS)
         for shard in range(shards):
             of_shard = rows // shards + (shard < rows % shards)
-            catalogue.write_shard(Path(folder) / "rows" / f"shard={shard}", shard, shards, of_shard)
+            of_rows = Path(folder) / "rows" / f"shard={shard}"
+            catalogue.write_shard(of_rows, shard, shards, of_shard, raw=version != "shards")
+        catalogue.write_known(Path(folder) / "known.parquet")
         command = [sys.executable, __file__, "--child", version, str(rows), folder]
         load = os.getloadavg()[0]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -92,14 +97,14 @@ def measure(version: str, rows: int, folder: Path) -> dict[str, Any]:
     catalogue = Catalogue.draw(CONFIG)
     encoded = encoded_features(catalogue.schema, catalogue.learned.vocabularies)
     candidates, shards = len(catalogue.tracks), -(-rows // SHARD_ROWS)
-    plan = ExamplesPlan(catalogue.schema.to_json(), folder / "preprocessing", encoded, candidates, shards, rows)
+    plan = ExamplesPlan(catalogue.schema.to_json(), encoded, candidates, shards, rows)
     train = folder / "train"
     train.mkdir()
     before, cpu, started = peak_mb(), sum(os.times()[:2]), time.perf_counter()
     if version == "shards":
-        write_examples(folder / "rows", train, plan, runner="DirectRunner", options={}, run_id="benchmark")
+        write_by_shards(folder, train, plan)
     else:
-        write_by_rows(folder / "rows", train, plan, together=version == "batches")
+        write_by_rows(folder, train, plan, together=version == "batches")
     seconds = time.perf_counter() - started
     return {
         "version": version,
@@ -114,15 +119,24 @@ def measure(version: str, rows: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def write_by_rows(rows: Path, train: Path, plan: ExamplesPlan, *, together: bool) -> None:
+def write_by_shards(folder: Path, train: Path, plan: ExamplesPlan) -> None:
+    """What the data step does."""
+    schema, preprocessing, known = Schema.from_json(plan.schema), folder / "preprocessing", folder / "known"
+    encode_known(folder / "known.parquet", known, schema, load_modules(preprocessing), plan.candidates)
+    write_examples(
+        folder / "rows", known, preprocessing, train, plan, runner="DirectRunner", options={}, run_id="benchmark"
+    )
+
+
+def write_by_rows(folder: Path, train: Path, plan: ExamplesPlan, *, together: bool) -> None:
     """The usual pipeline: an element is a row."""
     pipeline = beam.Pipeline(options=pipeline_options("DirectRunner", {}, "benchmark"))
-    elements = pipeline | beam.io.ReadFromParquet(f"{rows}/shard=*/*.parquet")
+    elements = pipeline | beam.io.ReadFromParquet(f"{folder}/rows/shard=*/*.parquet")
     if together:
         elements = elements | beam.BatchElements(min_batch_size=1024, max_batch_size=4096)
     else:
         elements = elements | beam.Map(lambda row: [row])
-    records = elements | beam.ParDo(EncodeRows(plan))
+    records = elements | beam.ParDo(EncodeRows(plan, folder / "preprocessing"))
     records | beam.io.WriteToTFRecord(f"{train}/part", file_name_suffix=".tfrecord.gz", num_shards=plan.shards)
     pipeline.run().wait_until_finish()
 
@@ -130,13 +144,13 @@ def write_by_rows(rows: Path, train: Path, plan: ExamplesPlan, *, together: bool
 class EncodeRows(beam.DoFn):
     """Rows -> their records."""
 
-    def __init__(self, plan: ExamplesPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: ExamplesPlan, preprocessing: Path) -> None:
+        self._plan, self._preprocessing = plan, preprocessing
 
     def setup(self) -> None:
         self._schema = Schema.from_json(self._plan.schema)
         self._layout = self._plan.layout
-        self._modules = load_modules(self._plan.preprocessing)
+        self._modules = load_modules(self._preprocessing)
 
     def process(self, rows: list[dict[str, Any]]) -> Iterator[bytes]:
         import tensorflow as tf

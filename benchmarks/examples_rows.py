@@ -60,45 +60,42 @@ class Catalogue:
         schema = load_config(config).schema_
         return cls(schema, pa.array(tracks), pa.array(artists), pa.array(names), artist_of, learned)
 
-    def write_shard(self, folder: Path, shard: int, shards: int, rows: int) -> None:
-        """Write the rows of one shard."""
+    def write_known(self, file: Path) -> None:
+        """Write the catalogue as queries/known_candidates.sql makes it."""
+        names = {"track": self.tracks, "artist": self.artists.take(pa.array(self.artist_of)), "track_name": self.names}
+        past = {"history": "track", "history_artists": "artist", "history_names": "track_name"}
+        columns = {f"c_{name}": values for name, values in names.items()}
+        pq.write_table(pa.table(columns | {f"past_{name}": names[of] for name, of in past.items()}), file)
+
+    def write_shard(self, folder: Path, shard: int, shards: int, rows: int, *, raw: bool) -> None:
+        """Write the rows of one shard.
+
+        Args:
+            raw: with every feature spelt out, as pipelines take them whose elements are rows.
+        """
         generator = np.random.default_rng([2, shard])
         folder.mkdir(parents=True)
         writer: pq.ParquetWriter | None = None
         for first in range(0, rows, _ROW_GROUP):
-            table = self._rows(generator, shard, shards, min(_ROW_GROUP, rows - first))
+            table = self._rows(generator, shard, shards, min(_ROW_GROUP, rows - first), raw=raw)
             writer = writer or pq.ParquetWriter(folder / "data_0.parquet", table.schema, compression="snappy")
             writer.write_table(table)
         if writer is not None:
             writer.close()
 
-    def _rows(self, generator: np.random.Generator, shard: int, shards: int, rows: int) -> pa.Table:
+    def _rows(self, generator: np.random.Generator, shard: int, shards: int, rows: int, *, raw: bool) -> pa.Table:
         lengths = np.minimum(generator.integers(1, 60, rows), HISTORY)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
         past = _zipf(generator, TRACKS, int(lengths.sum()))
         label = _zipf(generator, TRACKS, rows)
-        titles = pa.array(self.names.take(pa.array(_zipf(generator, TRACKS, rows))))
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-
-        def history(values: pa.Array, chosen: NDArray[np.int64]) -> pa.Array:
-            return pa.ListArray.from_arrays(offsets, values.take(pa.array(chosen)))
-
-        query = {
-            "history": history(self.tracks, past),
-            "history_artists": history(self.artists, self.artist_of[past]),
-            "history_names": history(self.names, past),
-            "title": titles,
-        }
-        candidate = {
-            "track": self.tracks.take(pa.array(label)),
-            "artist": self.artists.take(pa.array(self.artist_of[label])),
-            "track_name": self.names.take(pa.array(label)),
-        }
-        columns = {}
-        for tower, values in {"query": query, "candidate": candidate}.items():
-            kind = features_type(self.schema, tower)
-            columns[tower] = pa.StructArray.from_arrays([values[f.name].cast(f.type) for f in kind], fields=list(kind))
+        title = self.names.take(pa.array(_zipf(generator, TRACKS, rows)))
+        features: dict[str, pa.Array] = (
+            self._spelt_out(offsets, past, label, title)
+            if raw
+            else {"q_title": title, "past": pa.ListArray.from_arrays(offsets, pa.array(past))}
+        )
         return pa.table(
-            columns
+            features
             | {
                 "candidate_index": label,
                 "sampling_probability": 1 / (label + 10.0),
@@ -107,6 +104,29 @@ class Catalogue:
                 "order_hash": generator.integers(0, 2**60 // shards, rows) * shards + shard,
             }
         )
+
+    def _spelt_out(
+        self, offsets: pa.Array, past: NDArray[np.int64], label: NDArray[np.int64], title: pa.Array
+    ) -> dict[str, pa.Array]:
+        def history(values: pa.Array, chosen: NDArray[np.int64]) -> pa.Array:
+            return pa.ListArray.from_arrays(offsets, values.take(pa.array(chosen)))
+
+        query = {
+            "history": history(self.tracks, past),
+            "history_artists": history(self.artists, self.artist_of[past]),
+            "history_names": history(self.names, past),
+            "title": title,
+        }
+        candidate = {
+            "track": self.tracks.take(pa.array(label)),
+            "artist": self.artists.take(pa.array(self.artist_of[label])),
+            "track_name": self.names.take(pa.array(label)),
+        }
+        structs = {}
+        for tower, values in {"query": query, "candidate": candidate}.items():
+            kind = features_type(self.schema, tower)
+            structs[tower] = pa.StructArray.from_arrays([values[f.name].cast(f.type) for f in kind], fields=list(kind))
+        return structs
 
 
 def _zipf(generator: np.random.Generator, below: int, count: int) -> NDArray[np.int64]:
