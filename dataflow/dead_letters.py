@@ -114,6 +114,13 @@ class DeadLetters:
         for index, row in enumerate(_python_rows(batch)):
             self.add(reason, row, source, 1 if rows is None else int(rows[index]), column=column)
 
+    def add_rest(self, reason: str, rows: int, source: str, *, column: str | None = None) -> None:
+        """Count bad rows that are too many to be shown, in one line that stands for all of them; none is no line."""
+        if rows:
+            self.add(
+                reason, {"note": f"{rows} more rows of this fault, which are not shown"}, source, rows, column=column
+            )
+
     def check_share(self, section: DataSection, total_rows: int) -> None:
         """Stop a step whose input is worse than [data] bad_rows_max_share tolerates.
 

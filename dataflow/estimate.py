@@ -176,7 +176,9 @@ def record_queries(
             warehouse.queries.append((render("source_faults", judged=plan.judged), [table]))
             warehouse.queries.append((plan.good_sql(), [table]))
         warehouse.queries += [("the ids of the events", ["events"]) for table in ID_COLUMNS if table not in plans]
-        prepare_events(warehouse, work / "source", data, letters, work)
+        for table in ID_COLUMNS:
+            warehouse.load(table, [work / "source" / table / "part-00000.parquet"])
+        prepare_events(warehouse, data, letters, work)
         cuts = find_cuts(warehouse, data)
         write_training_rows(warehouse, schema, data, cuts, work / "examples", work)
         for split in ("validation", "test"):

@@ -40,7 +40,7 @@ from dataflow.entities import write_entities
 from dataflow.evaluation_queries import write_evaluation
 from dataflow.interactions import prepare_events
 from dataflow.sample import with_features
-from dataflow.sources import SourceCounts, read_source
+from dataflow.sources import SourceCounts, read_tables
 from dataflow.split import Cuts, find_cuts
 from dataflow.stages import Stage
 from dataflow.training import KNOWN, TrainingRows, write_training_rows
@@ -78,7 +78,7 @@ def run(*, examples: Path, preprocessing: Path, entities: Path, run_id: str, dat
     work = fresh_directory(examples.parent / f".{examples.name}.work")
     try:
         with DeadLetters(examples / "dead_letters.jsonl") as dead_letters:
-            job.read(dead_letters, work)
+            job.read(dead_letters, work, run_id)
         job.encode(work, run_id)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -102,15 +102,15 @@ class _Job:
         self.rows = {"entities": 0}
         self.learned = Learned({}, {})
 
-    def read(self, dead_letters: DeadLetters, work: Path) -> None:
+    def read(self, dead_letters: DeadLetters, work: Path, run_id: str) -> None:
         """Everything that needs the warehouse."""
-        with _timed("reading the source"):
-            counts = read_source(self.data, work / "source", dead_letters)
-            self.stages.append(_source_stage(counts))
-        dead_letters.check_share(self.data, counts.rows_in)
-        with open_warehouse(self.data, work) as warehouse:
+        with open_warehouse(self.data, work, run_id) as warehouse:
+            with _timed("reading the source"):
+                counts = read_tables(self.data, warehouse, dead_letters, work)
+                self.stages.append(_source_stage(counts))
+                dead_letters.check_share(self.data, counts.rows_in)
             with _timed("ordering events"):
-                self.stages += prepare_events(warehouse, work / "source", self.data, dead_letters, work)
+                self.stages += prepare_events(warehouse, self.data, dead_letters, work)
                 dead_letters.check_share(self.data, max(counts.rows_in, 1))
                 cuts = find_cuts(warehouse, self.data)
             with _timed("making training rows"):
@@ -124,12 +124,14 @@ class _Job:
                 from dataflow.vocabulary import learn
 
                 self.learned = learn(warehouse, self.schema, work)
+            self.report["warehouse"] = warehouse.usage.to_json()
         self.report["cuts"] = {
             name: getattr(cuts, name).isoformat() for name in ("validation_from", "test_from", "newest")
         }
 
     def encode(self, work: Path, run_id: str) -> None:
         """Build preprocessing and write the training records with it."""
+        from dataflow.encoding import load_modules
         from dataflow.examples import ExamplesPlan, write_examples
         from dataflow.known import encode_known
         from dataflow.preprocessing import save_preprocessing
@@ -147,7 +149,8 @@ class _Job:
         )
         (self.examples / "train").mkdir()
         with _timed("encoding known candidates"):
-            encode_known(work / KNOWN, work / "known", self.schema, self.preprocessing, training.candidates)
+            modules = load_modules(self.preprocessing)
+            encode_known(work / KNOWN, work / "known", self.schema, modules, training.candidates)
         with _timed("writing training records"):
             written = write_examples(
                 work / "training",

@@ -15,24 +15,21 @@ from lockstep.config import DataSection
 
 _DEAD = (Reason.UNKNOWN_CANDIDATE, Reason.DUPLICATE_EVENT)
 _SOURCE = "events"
+SHOWN = 100_000
+"""Events of one reason that are dead-lettered row by row; the counts are exact in any case."""
 
 
-def prepare_events(
-    warehouse: Warehouse, tables: Path, data: DataSection, dead_letters: DeadLetters, work: Path
-) -> list[Stage]:
+def prepare_events(warehouse: Warehouse, data: DataSection, dead_letters: DeadLetters, work: Path) -> list[Stage]:
     """Judge every event, dead-letter the bad ones, and order what is left.
 
-    Creates candidates_now, judged_events, ordered_events and queries_now.
+    Creates candidates_now, judged_events, ordered_events and queries_now of the tables of the source.
 
     Args:
-        tables: the source's folder (see dataflow.sources).
         work: a folder for what is read back.
 
     Returns:
         The stages candidates, events and query entities.
     """
-    for table in ("events", "candidates", "queries"):
-        warehouse.load(table, sorted((tables / table).glob("*.parquet")))
     candidate_rows = _count(warehouse, "candidates")
     candidates = warehouse.create("candidates_now", render("candidates_now"))
     judged = render(
@@ -45,7 +42,7 @@ def prepare_events(
     verdicts = counts_by(warehouse, "judged_events", "verdict")
     for reason in _DEAD:
         if reason in verdicts:
-            _bury(warehouse, reason, dead_letters, work)
+            _bury(warehouse, reason, verdicts[reason], dead_letters, work)
     used = warehouse.create(
         "ordered_events", render("ordered_events", buckets=BUCKETS, held_out_buckets=held_out_buckets(data))
     )
@@ -68,12 +65,13 @@ def counts_by(warehouse: Warehouse, table: str, column: str) -> dict[str, int]:
     return {row["name"]: int(row["rows"]) for row in rows}
 
 
-def _bury(warehouse: Warehouse, reason: Reason, dead_letters: DeadLetters, work: Path) -> None:
+def _bury(warehouse: Warehouse, reason: Reason, rows: int, dead_letters: DeadLetters, work: Path) -> None:
     file = work / "dead.parquet"
-    warehouse.export(render("dead_events", verdict=str(reason)), file)
+    shown = warehouse.export(render("dead_events", verdict=str(reason), limit=SHOWN), file)
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches():
             dead_letters.add_batch(reason, batch, _SOURCE)
+    dead_letters.add_rest(reason, rows - shown, _SOURCE)
 
 
 def _count(warehouse: Warehouse, table: str) -> int:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataflow.columns import is_counted, is_past
-from dataflow.encoding import TowerEncoder, load_modules
+from dataflow.encoding import TowerEncoder
 from lockstep.features import last_values
 from lockstep.schema import Feature, Schema
 
@@ -55,17 +55,16 @@ class KnownCandidates:
         return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), pa.array(flat))
 
 
-def encode_known(source: Path, destination: Path, schema: Schema, preprocessing: Path, rows: int) -> None:
+def encode_known(source: Path, destination: Path, schema: Schema, modules: Mapping[str, Any], rows: int) -> None:
     """Encode the rows of queries/known_candidates.sql.
 
     Args:
         source: their Parquet file, in the order of candidate_index.
         destination: a folder to make.
-        preprocessing: the folder with the SavedModels `query` and `candidate`.
+        modules: the loaded preprocessing, by tower.
         rows: the number of candidates.
     """
     destination.mkdir()
-    modules = load_modules(preprocessing)
     encoders = {tower: TowerEncoder(schema, tower, modules[tower]) for tower in ("query", "candidate")}
     written: dict[str, NDArray[Any]] = {}
     first = 0
@@ -82,7 +81,7 @@ def encode_known(source: Path, destination: Path, schema: Schema, preprocessing:
 
 def _encode(batch: pa.RecordBatch, schema: Schema, encoders: Mapping[str, TowerEncoder]) -> dict[str, NDArray[Any]]:
     static = [name for name, feature in schema.candidate.items() if not is_counted(feature)]
-    encoded = encoders["candidate"].encode({name: batch.column(f"candidate_{name}") for name in static})
+    encoded = encoders["candidate"].encode({name: batch.column(f"c_{name}") for name in static})
     columns = {f"candidate_{name}": values for name, values in encoded.items()}
     for name, feature in schema.query.items():
         if is_past(feature):
@@ -96,7 +95,8 @@ def _elements(name: str, feature: Feature, values: pa.Array, encoder: TowerEncod
         return numbers[:, None]
     alone = pa.ListArray.from_arrays(pa.array(np.arange(len(values) + 1), pa.int32()), values)
     encoded = encoder.encode({name: alone})[name]
-    return encoded[:, : encoded.shape[1] // feature.max_length]  # type: ignore[union-attr]
+    length: int = feature.max_length  # type: ignore[union-attr]
+    return encoded[:, : encoded.shape[1] // length]
 
 
 def _narrow(values: NDArray[Any]) -> NDArray[Any]:

@@ -61,7 +61,7 @@ class RowEncoder:
         looked_up: dict[str, NDArray[Any]] = {}
         for name, feature in self._schema.query.items():
             if not is_past(feature):
-                raw[name] = rows.column(f"query_{name}")
+                raw[name] = rows.column(f"q_{name}")
             elif feature.type == "numeric_sequence":
                 raw[name] = self._known.numbers(name, rows.column("past"))
             else:
@@ -71,7 +71,7 @@ class RowEncoder:
     def _candidate(self, rows: pa.RecordBatch) -> dict[str, NDArray[Any]]:
         indices = rows.column("candidate_index").to_numpy()
         counted = {name for name, feature in self._schema.candidate.items() if is_counted(feature)}
-        encoded = self._towers["candidate"].encode({name: rows.column(f"candidate_{name}") for name in counted})
+        encoded = self._towers["candidate"].encode({name: rows.column(f"c_{name}") for name in counted})
         static = set(self._schema.candidate) - counted
         return encoded | {name: self._known.candidate(name, indices) for name in static}
 

@@ -71,12 +71,11 @@ def with_features(sample: pa.Table, known: Path, schema: Schema) -> pa.Table:
     rows = _rows(known, named)
     labels = rows.take(pa.array(np.searchsorted(named, indices)))
     query = {
-        name: _history(rows[f"past_{name}"], past, named) if is_past(feature) else sample[f"query_{name}"]
+        name: _history(rows[f"past_{name}"], past, named) if is_past(feature) else sample[f"q_{name}"]
         for name, feature in schema.query.items()
     }
     candidate = {
-        name: (sample if is_counted(feature) else labels)[f"candidate_{name}"]
-        for name, feature in schema.candidate.items()
+        name: (sample if is_counted(feature) else labels)[f"c_{name}"] for name, feature in schema.candidate.items()
     }
     for tower, columns in (("query", query), ("candidate", candidate)):
         fields = list(features_type(schema, tower))

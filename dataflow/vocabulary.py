@@ -191,7 +191,7 @@ def _count_statistics(training: Path, tower: str, name: str, feature: Feature) -
     """Statistics of a count of events over the training rows, in two passes: the mean, then the distances from it."""
 
     def batches() -> Iterator[NDArray[np.float64]]:
-        for batch in dataset.dataset(training, format="parquet").to_batches(columns=[f"{tower}_{name}"]):
+        for batch in dataset.dataset(training, format="parquet").to_batches(columns=[f"{tower[0]}_{name}"]):
             values = batch.column(0).cast(pa.float64()).to_numpy(zero_copy_only=False)
             yield np.sign(values) * np.log1p(np.abs(values)) if feature.log else values  # type: ignore[union-attr]
 

@@ -1,10 +1,10 @@
 -- What training rows refer to by candidate_index: a row a candidate of the catalogue, in its order.
---   candidate_<feature>  its feature, where that is the same for all examples
---   past_<feature>       its element in a query's history feature
+--   c_<feature>     its feature, where that is the same for all examples
+--   past_<feature>  its element in a query's history feature
 SELECT
   candidate.candidate_id
 {% for name, value in candidate.items() %}
-  , {{ value }} AS {{ ("candidate_" ~ name) | ident }}
+  , {{ value }} AS {{ ("c_" ~ name) | ident }}
 {% endfor %}
 {% for name, value in past.items() %}
   , {{ value }} AS {{ name | ident }}

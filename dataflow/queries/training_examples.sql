@@ -1,6 +1,8 @@
 -- One row a training example: a label, and what it is paired with. In any order: the records are ordered by order_hash
 -- when they are written. Candidates are named by their index in the catalogue, whose rows (see known_candidates) hold
 -- what features say of them; only what differs from example to example stands here.
+--   q_<feature>, c_<feature>  raw features of the query and, where they count events, of the candidate
+--   past                      indices of the candidates of the query's history, oldest first
 {% from "_past_of_labels.sql" import before, around, neighbours %}
 WITH
 {% if max_history %}
@@ -29,10 +31,10 @@ example AS (
     past.newest AS newest_past_time,
 {% endif %}
 {% for name, value in query.items() %}
-    {{ value }} AS {{ ("query_" ~ name) | ident }},
+    {{ value }} AS {{ ("q_" ~ name) | ident }},
 {% endfor %}
 {% for name, value in candidate.items() %}
-    {{ value }} AS {{ ("candidate_" ~ name) | ident }},
+    {{ value }} AS {{ ("c_" ~ name) | ident }},
 {% endfor %}
     catalogue.probability AS sampling_probability,
     (UNIX_MICROS({{ newest | literal }}) - UNIX_MICROS(label.event_time)) / 86400000000 AS age_days,

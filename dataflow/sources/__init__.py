@@ -7,14 +7,34 @@ import time
 from pathlib import Path
 
 from dataflow.dead_letters import DeadLetters
-from dataflow.sources import mpd, synthetic, tables
-from dataflow.sources.output import SourceCounts, SourceWriter
+from dataflow.sources import bigquery, mpd, synthetic, tables
+from dataflow.sources.output import ID_COLUMNS, SourceCounts, SourceWriter
+from dataflow.warehouse import Warehouse
 from lockstep.config import DataSection
 from lockstep.errors import ConfigError, DataError
 
-__all__ = ["SourceCounts", "read_source"]
+__all__ = ["SourceCounts", "read_source", "read_tables"]
 
 _log = logging.getLogger(__name__)
+
+
+def read_tables(section: DataSection, warehouse: Warehouse, dead_letters: DeadLetters, work: Path) -> SourceCounts:
+    """Make the tables events, candidates and queries in the warehouse, from files or from the tables of BigQuery.
+
+    Args:
+        section: [data].
+        dead_letters: takes every row that cannot be used.
+        work: a folder for what is read and written on the way.
+
+    Returns:
+        The counts, which add up: rows in = rows written + rows dead-lettered.
+    """
+    if section.source == "bigquery":
+        return bigquery.read_tables(section, warehouse, dead_letters, work)
+    counts = read_source(section, work / "source", dead_letters)
+    for table in ID_COLUMNS:
+        warehouse.load(table, sorted((work / "source" / table).glob("*.parquet")))
+    return counts
 
 
 def read_source(section: DataSection, destination: Path, dead_letters: DeadLetters) -> SourceCounts:

@@ -115,6 +115,4 @@ class _Reading:
             for batch in parquet.iter_batches():
                 found = pa.RecordBatch.from_struct_array(batch.column("found"))
                 self.dead_letters.add_batch(reason, found, plan.source, column=column)
-        if rows > shown:
-            note = f"{rows - shown} more rows of this fault, which are not shown: at most {SHOWN} are downloaded"
-            self.dead_letters.add(reason, {"note": note}, plan.source, rows - shown, column=column)
+        self.dead_letters.add_rest(reason, rows - shown, plan.source, column=column)

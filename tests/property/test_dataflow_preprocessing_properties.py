@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataflow.encoded import Learned, Statistics
-from dataflow.encoding import RowEncoder, load_modules
+from dataflow.encoding import TowerEncoder, load_modules
+from dataflow.known import KnownCandidates, encode_known
 from dataflow.preprocessing import save_preprocessing
 from lockstep.features import features_type, tower_inputs
 from lockstep.schema import Schema
@@ -82,11 +86,6 @@ def served(signature: Any, features: pa.StructArray) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
-def batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
-    candidate = pa.array([{"id": "a"}] * len(rows), features_type(SCHEMA, "candidate"))
-    return pa.record_batch({"query": struct(rows), "candidate": candidate})
-
-
 def struct(rows: list[dict[str, Any]]) -> pa.StructArray:
     kinds = features_type(SCHEMA, "query")
     columns = [
@@ -115,13 +114,60 @@ def test_training_records_hold_what_serving_makes_bit_for_bit(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dataflow.encoding.REMEMBERED", remembered)  # forgets in the middle
-        encoder = RowEncoder(SCHEMA, modules)
+        encoder = TowerEncoder(SCHEMA, "query", modules["query"])
         for rows in batches:
-            recorded = encoder.encode(batch(rows))
-            for name, values in served(signature, struct(rows)).items():
-                found = recorded[f"query/{name}"]
+            features = struct(rows)
+            recorded = encoder.encode({field.name: features.field(field.name) for field in features.type})
+            for name, values in served(signature, features).items():
+                found = recorded[name]
                 assert found.shape == values.shape, name
                 assert found.astype(values.dtype).tobytes() == values.tobytes(), name
+
+
+PAST = Schema.model_validate(
+    {
+        "query": {
+            "ids": {"type": "id_sequence", "max_length": 3, "columns": ["history.id"]},
+            "texts": {"type": "text_sequence", "max_length": 2, "max_tokens": 2, "columns": ["history.text"]},
+            "numbers": {"type": "numeric_sequence", "max_length": 3, "columns": ["history.number"], "log": True},
+        },
+        "candidate": {"id": {"type": "id"}},
+    }
+)
+candidate = st.fixed_dictionaries({"ids": st.text(max_size=8), "texts": texts.map(lambda text: text or "")})
+
+
+@pytest.fixture(scope="module")
+def past_modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    made = tmp_path_factory.mktemp("past")
+    vocabularies = {"query_ids": IDS, "query_texts": ["a", "b"], "candidate_id": ["a"]}
+    save_preprocessing(made, PAST, Learned(vocabularies, {("query", "numbers"): Statistics(0.5, 0.1)}))
+    return load_modules(made)
+
+
+@settings(SETTINGS, max_examples=25)
+@given(st.data())
+def test_candidates_looked_up_by_index_are_what_serving_makes_of_the_history(
+    past_modules: dict[str, Any], data: st.DataObject
+) -> None:
+    catalogue = data.draw(st.lists(st.tuples(candidate, st.floats(width=32)), min_size=1, max_size=5))
+    indices = st.lists(st.integers(0, len(catalogue) - 1), max_size=6)
+    pasts = data.draw(st.lists(st.one_of(st.none(), indices), min_size=1, max_size=4))
+    elements = {name: [strings[name] for strings, _ in catalogue] for name in ("ids", "texts")}
+    elements["numbers"] = [float(number) for _, number in catalogue]
+    with tempfile.TemporaryDirectory() as work:
+        columns = {"c_id": ["a"] * len(catalogue)} | {f"past_{name}": of for name, of in elements.items()}
+        pq.write_table(pa.table(columns), f"{work}/known.parquet")
+        encode_known(Path(work) / "known.parquet", Path(work) / "known", PAST, past_modules, len(catalogue))
+        known = KnownCandidates(Path(work) / "known")
+    past = pa.array(pasts, pa.list_(pa.int64()))
+    raw = [{name: past and [of[index] for index in past] for name, of in elements.items()} for past in pasts]
+    inputs = tower_inputs(PAST, "query", pa.array(raw, features_type(PAST, "query")))
+    expected = past_modules["query"].signatures["serving_default"](**{n: tf.constant(v) for n, v in inputs.items()})
+    found = {"ids": known.history("ids", past, 3), "texts": known.history("texts", past, 2)}
+    found |= TowerEncoder(PAST, "query", past_modules["query"]).encode({"numbers": known.numbers("numbers", past)})
+    for name, values in found.items():
+        assert values.astype(expected[name].dtype.as_numpy_dtype).tobytes() == expected[name].numpy().tobytes(), name
 
 
 @SETTINGS

@@ -266,7 +266,7 @@ def test_only_some_bad_rows_are_downloaded_and_all_are_counted(
         ("id too long", "shop.sales.events", "user", 1),
     ]
     assert dead[0]["row"] == {"at": "2024-03-01 00:00:00.000000Z", "n": 0, "track": "t0", "user": None}
-    assert dead[3]["row"]["note"].startswith("5 more rows of this fault, which are not shown: at most 3")
+    assert dead[3]["row"]["note"] == "5 more rows of this fault, which are not shown"
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def load(tmp_path: Path, text: str) -> object:
         (BASE + "[data]\nsorce = 1\n", "[data] has an unknown key 'sorce' (did you mean 'source'?); valid are"),
         (BASE + "mincount = 3\n", "[schema.candidate.track] has an unknown key 'mincount' (did you mean 'min_count'?)"),
         (BASE + "[model.query]\nhiden = [3]\n", "[model.query] has an unknown key 'hiden' (did you mean 'hidden'?)"),
-        (BASE + "[data]\nshards = 2.5\n", "[data] shards = 2.5: input should be a valid integer"),
-        (BASE + "[data]\nshards = 0\n", "[data] shards = 0: input should be greater than or equal to 1"),
+        (BASE + "[data]\nshard_rows = 2.5\n", "[data] shard_rows = 2.5: input should be a valid integer"),
+        (BASE + "[data]\nshard_rows = 0\n", "[data] shard_rows = 0: input should be greater than or equal to 1"),
         (BASE + "[data.tables]\n", "[data.tables] needs 'events'"),
         ("[schema.query.x]\ntype = 'text'\n", "[schema] needs 'candidate'"),
         (BASE.replace('"id"', '"idd"'), "Input tag 'idd' found using 'type' does not match any of the expected tags"),
@@ -67,9 +67,9 @@ def test_a_missing_file_points_to_the_examples(tmp_path: Path) -> None:
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
-    path.write_text(BASE + "[data]\npath = 'a'\nshards = 3\n")
+    path.write_text(BASE + "[data]\npath = 'a'\nshard_rows = 3\n")
     config = load_config(path, {"data": {"path": "b"}, "run": {"root": "/r"}})
-    assert (config.data.path, config.data.shards, config.run.root) == ("b", 3, "/r")
+    assert (config.data.path, config.data.shard_rows, config.run.root) == ("b", 3, "/r")
 
 
 def test_whole_floats_from_pipeline_parameters_are_ints_again() -> None:

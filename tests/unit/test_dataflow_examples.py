@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from dataflow.beam_options import pipeline_options
 from dataflow.encoded import Learned, Statistics, encoded_features
+from dataflow.encoding import load_modules
 from dataflow.examples import ExamplesPlan, Folders, WrittenExamples, examples_pipeline, write_examples
 from dataflow.known import encode_known
 from dataflow.preprocessing import save_preprocessing
@@ -59,8 +60,8 @@ BUCKET = Folders("gs://bucket/rows", "gs://bucket/known", "gs://bucket/preproces
 MIDNIGHT = datetime(2024, 1, 1, tzinfo=UTC)
 ROWS = pa.schema(
     [
-        *((f"query_{name}", arrow_type(SCHEMA.query[name])) for name in ("hashed", "moment", "vector", "prices")),
-        ("candidate_trend", pa.float64()),
+        *((f"q_{name}", arrow_type(SCHEMA.query[name])) for name in ("hashed", "moment", "vector", "prices")),
+        ("c_trend", pa.float64()),
         ("past", pa.list_(pa.int64())),
         ("candidate_index", pa.int64()),
         *((name, pa.float64()) for name in ("sampling_probability", "age_days", "weight")),
@@ -69,9 +70,9 @@ ROWS = pa.schema(
 )
 KNOWN = pa.schema(
     [
-        ("candidate_track", pa.string()),
-        ("candidate_title", pa.string()),
-        ("candidate_price", pa.float64()),
+        ("c_track", pa.string()),
+        ("c_title", pa.string()),
+        ("c_price", pa.float64()),
         ("past_history", pa.string()),
         ("past_names", pa.string()),
         ("past_paid", pa.float64()),
@@ -79,17 +80,17 @@ KNOWN = pa.schema(
 )
 NOBODY: dict[str, Any] = dict.fromkeys(KNOWN.names) | {"past_history": "", "past_names": "", "past_paid": math.nan}
 CATALOGUE = [
-    {"candidate_track": "b", "candidate_title": "cup RED", "candidate_price": 13.0, "past_history": "b"},
-    {"candidate_track": "a", "candidate_title": "red", "candidate_price": 1.0, "past_history": "a"},
-    {"candidate_track": "?", "candidate_title": "!!", "past_history": "?", "past_names": "red", "past_paid": 1.0},
+    {"c_track": "b", "c_title": "cup RED", "c_price": 13.0, "past_history": "b"},
+    {"c_track": "a", "c_title": "red", "c_price": 1.0, "past_history": "a"},
+    {"c_track": "?", "c_title": "!!", "past_history": "?", "past_names": "red", "past_paid": 1.0},
     {
-        "candidate_track": "?",
-        "candidate_price": math.nan,
+        "c_track": "?",
+        "c_price": math.nan,
         "past_history": "b",
         "past_names": "Red cup!",
         "past_paid": 3.0,
     },
-    {"candidate_track": "b", "candidate_title": "tall red cup", "past_history": "?", "past_names": "blue"},
+    {"c_track": "b", "c_title": "tall red cup", "past_history": "?", "past_names": "blue"},
 ]
 """Candidates 0 to 4; all others, 5 to 299, have nothing."""
 
@@ -106,7 +107,7 @@ def known(preprocessing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("known")
     rows = [NOBODY | row for row in CATALOGUE] + [NOBODY] * (CANDIDATES - len(CATALOGUE))
     pq.write_table(pa.Table.from_pylist(rows, KNOWN), folder / "known.parquet")
-    encode_known(folder / "known.parquet", folder / "encoded", SCHEMA, preprocessing, CANDIDATES)
+    encode_known(folder / "known.parquet", folder / "encoded", SCHEMA, load_modules(preprocessing), CANDIDATES)
     return folder / "encoded"
 
 
@@ -173,8 +174,8 @@ def records(file: Path) -> list[dict[str, list[Any]]]:
 
 
 def test_a_record_holds_exactly_its_row(step: Step, train: Path, tmp_path: Path) -> None:
-    query = {"query_hashed": "x", "query_moment": MIDNIGHT, "query_vector": [0.5, -1.0], "query_prices": [1.0, 3.0]}
-    rows = [row(7, 0, past=[0, 1, 2, 3], candidate_trend=4.0, **query), row(9)]
+    query = {"q_hashed": "x", "q_moment": MIDNIGHT, "q_vector": [0.5, -1.0], "q_prices": [1.0, 3.0]}
+    rows = [row(7, 0, past=[0, 1, 2, 3], c_trend=4.0, **query), row(9)]
     result = step.write(write_rows(tmp_path / "rows", rows, 1), train, 2, 1)
     assert result.records == 2
     full, empty = records(train / "part-00000-of-00001.tfrecord.gz")
@@ -236,7 +237,7 @@ def test_the_bytes_depend_on_the_rows_alone(step: Step, tmp_path: Path) -> None:
     rows = [row(int(one), past=[1] * (one % 4)) for one in generator.integers(0, 200, 120)]
     # Equal hashes, different records: their order must not be that of the files either.
     assert len({one["order_hash"] for one in rows}) < len(rows)
-    rows += [row(8, query_prices=[1.0]), row(8, query_prices=[2.0])]
+    rows += [row(8, q_prices=[1.0]), row(8, q_prices=[2.0])]
     digests = []
     for number, (files, workers) in enumerate([(1, 1), (1, 1), (3, 2), (2, 3)]):
         shuffled = [rows[i] for i in generator.permutation(len(rows))]
@@ -256,7 +257,7 @@ def test_the_bytes_depend_on_the_rows_alone(step: Step, tmp_path: Path) -> None:
 def test_small_row_groups_and_batches_change_nothing(
     step: Step, train: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row(one, past=[one % 5, 2], query_prices=[float(one)]) for one in range(40)]
+    rows = [row(one, past=[one % 5, 2], q_prices=[float(one)]) for one in range(40)]
     folder = write_rows(tmp_path / "rows", rows, 1, files=3)
     step.write(folder, train, 40, 1)
     whole = (train / "part-00000-of-00001.tfrecord.gz").read_bytes()
@@ -268,10 +269,10 @@ def test_small_row_groups_and_batches_change_nothing(
 
 def test_missing_and_unknown_values_are_counted_exactly(step: Step, train: Path, tmp_path: Path) -> None:
     rows = [
-        row(0, 1, past=[1, 2], query_hashed="x", query_vector=[0.5, 0.0], candidate_trend=0.0),
-        row(1, 2, past=[4, 2], query_prices=[1.0]),
-        row(2, 3, past=[], query_moment=MIDNIGHT, query_prices=[None]),
-        row(3, 4, past=[0], query_vector=[]),
+        row(0, 1, past=[1, 2], q_hashed="x", q_vector=[0.5, 0.0], c_trend=0.0),
+        row(1, 2, past=[4, 2], q_prices=[1.0]),
+        row(2, 3, past=[], q_moment=MIDNIGHT, q_prices=[None]),
+        row(3, 4, past=[0], q_vector=[]),
     ]
     result = step.write(write_rows(tmp_path / "rows", rows, 2), train, 4, 2)
     assert result.counters == {
@@ -312,8 +313,8 @@ def test_sampled_rows_get_back_the_features_that_they_stand_for(tmp_path: Path) 
         pa.Table.from_pylist([NOBODY | row for row in CATALOGUE], KNOWN), tmp_path / "known", row_group_size=2
     )
     rows = [
-        row(0, 4, past=[3, 0], query_hashed="x", query_moment=MIDNIGHT, candidate_trend=2.0),
-        row(1, 1, past=None, query_prices=[1.0]),
+        row(0, 4, past=[3, 0], q_hashed="x", q_moment=MIDNIGHT, c_trend=2.0),
+        row(1, 1, past=None, q_prices=[1.0]),
     ]
     found = with_features(pa.Table.from_pylist(rows, ROWS), tmp_path / "known", SCHEMA)
     assert found["query"].type == features_type(SCHEMA, "query")
@@ -354,22 +355,31 @@ def test_a_crash_leaves_no_file_of_that_shard(step: Step, train: Path, tmp_path:
     assert "part-00001-of-00002.tfrecord.gz" not in {file.name for file in train.iterdir()}
 
 
-@pytest.mark.parametrize("created", [True, False], ids=["in the body", "while it is copied"])
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, created: bool) -> None:
-    def crash() -> None:
-        with written(f"{tmp_path}/out/part") as file:
-            if created:
-                file.write_bytes(b"half")
+@pytest.mark.parametrize("copying", [False, True], ids=["while it is written", "while it is copied"])
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copying: bool) -> None:
+    seen: list[str] = []
+
+    def half_copied(source: IO[bytes], target: IO[bytes]) -> None:
+        target.write(source.read(2))
+        target.flush()
+        seen.extend(path.name for path in tmp_path.iterdir())
+        raise RuntimeError("crash")
+
+    def write_part(crash: bool) -> None:
+        with written(f"{tmp_path}/part") as file:
+            file.write_bytes(b"whole")
+            if crash:
                 raise RuntimeError("crash")
 
-    (tmp_path / "out" / "deeper").mkdir(parents=True)
-    with pytest.raises((RuntimeError, FileNotFoundError)):
-        crash()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["deeper"]
-    with written(f"{tmp_path}/out/part") as file:
-        file.write_bytes(b"whole")
-    assert (tmp_path / "out" / "part").read_bytes() == b"whole"
-    assert matches(f"{tmp_path}/out", "*") == [f"{tmp_path}/out/part"]
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj", half_copied)
+        with pytest.raises(RuntimeError, match="crash"):
+            write_part(crash=not copying)
+    assert list(tmp_path.iterdir()) == []
+    assert [name.startswith(".part.") for name in seen] == [True] * copying
+    write_part(crash=False)
+    assert (tmp_path / "part").read_bytes() == b"whole"
+    assert matches(str(tmp_path), "*") == [f"{tmp_path}/part"]
 
 
 def test_everything_is_reached_through_beams_file_systems(

@@ -22,7 +22,7 @@ from dataflow.dead_letters import DeadLetters
 from dataflow.generate import run
 from dataflow.interactions import prepare_events
 from dataflow.sample import with_features
-from dataflow.sources import read_source
+from dataflow.sources import read_tables
 from dataflow.split import find_cuts, split_bucket
 from dataflow.sql import render
 from dataflow.training import KNOWN, write_training_rows
@@ -39,6 +39,7 @@ MAX_HISTORY = 4
 SCHEMA: dict[str, Any] = {
     "query": {
         "who": {"type": "id", "columns": ["query_id"]},
+        "id": {"type": "categorical", "columns": ["country"]},  # a name that the rows have for themselves
         "history": {
             "type": "id_sequence",
             "columns": ["history.candidate_id"],
@@ -284,8 +285,8 @@ def exported(world: World, work: Path, data: DataSection) -> list[dict[str, Any]
     schema = Schema.model_validate(SCHEMA)
     work.mkdir(exist_ok=True)
     with DeadLetters(work / "dead.jsonl") as letters, DuckDBWarehouse(work, threads=1) as warehouse:
-        read_source(data, work / "source", letters)
-        prepare_events(warehouse, work / "source", data, letters, work)
+        read_tables(data, warehouse, letters, work)
+        prepare_events(warehouse, data, letters, work)
         cuts = find_cuts(warehouse, data)
         (work / "examples").mkdir()
         written = write_training_rows(warehouse, schema, data, cuts, work / "examples", work)
@@ -308,9 +309,9 @@ def leaky(world: World, rows: list[dict[str, Any]]) -> list[str]:
         entity, label, moment = row["query_id"], row["label"], row["event_time"]
         if moment >= CUTS["validation_from"]:
             found.append(f"label {entity} {label}")
-        if row["query_activity"] != counted(world, moment, 7, entity=entity):
+        if row["q_activity"] != counted(world, moment, 7, entity=entity):
             found.append(f"activity {entity} {label}")
-        if row["candidate_trend"] != counted(world, moment, 30, label=label):
+        if row["c_trend"] != counted(world, moment, 30, label=label):
             found.append(f"trend {entity} {label}")
         if row["newest_past_time"] is None or row["newest_past_time"] > moment:
             found.append(f"time {entity} {label}")
@@ -356,8 +357,8 @@ def test_a_leaky_query_is_found(
 def test_nothing_leaks_into_the_training_rows(world: World, tmp_path: Path) -> None:
     rows = exported(world, tmp_path / "work", section(world.folder))
     assert leaky(world, rows) == []
-    assert sum(row["query_activity"] > 0 for row in rows) > 20
-    assert max(row["candidate_trend"] for row in rows) > 3
+    assert sum(row["q_activity"] > 0 for row in rows) > 20
+    assert max(row["c_trend"] for row in rows) > 3
 
 
 def baskets(world: World) -> Iterator[tuple[str, list[str]]]:
@@ -384,7 +385,7 @@ def test_co_occurrence_is_the_rest_of_the_basket(world: World, tmp_path: Path) -
     assert pairs_of(rows) == sorted(expected)
     assert not any(label in rest for _, label, rest in pairs_of(rows))
     counts = [counted(world, row["event_time"], 30, label=row["label"]) for row in rows]
-    assert [row["candidate_trend"] for row in rows] == counts
+    assert [row["c_trend"] for row in rows] == counts
 
 
 @pytest.mark.parametrize("window", [1, 3])
