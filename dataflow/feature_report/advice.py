@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dataflow.columns import EVENT_TIME
 from dataflow.feature_report import thresholds as limit
 
 
@@ -181,6 +182,8 @@ def _vectors(feature: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
 def _drift(feature: Mapping[str, Any]) -> Iterator[tuple[float, str]]:
     found = feature["drift"]
     index = found["index"]
+    if feature["columns"] == [EVENT_TIME]:
+        return  # every validation query is asked at the cut or at an entity's first events: no drift of the data
     if index is None or index <= limit.DRIFT_LARGE or index <= found["by_chance"]:
         return
     worst = max(found["bins"], key=lambda of: (abs(of["validation"] - of["train"]), of["label"]))

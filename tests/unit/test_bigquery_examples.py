@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -172,13 +173,22 @@ def test_what_bigquery_exports_is_what_duckdb_exports(
 
 def test_the_training_records_are_the_same_to_the_last_bit(fake: FakeBigQuery, tmp_path: Path) -> None:
     records = {}
-    for warehouse in ("duckdb", "bigquery"):
-        result = invoke(fake, "--config", from_files(tmp_path, warehouse), "--output", tmp_path / warehouse)
+    configs = {
+        "files on duckdb": lambda: from_files(tmp_path, "duckdb"),
+        "files on bigquery": lambda: from_files(tmp_path, "bigquery"),
+        "tables of bigquery": lambda: write_config(tmp_path),
+    }
+    for number, (name, config) in enumerate(configs.items()):
+        output = tmp_path / str(number)
+        result = invoke(fake, "--config", config(), "--output", output)
         assert result.exit_code == 0, result.output
-        files = sorted((tmp_path / warehouse / "examples" / "train").iterdir())
-        records[warehouse] = [gzip.decompress(file.read_bytes()) for file in files]
-    assert [len(record) > 1_000 for record in records["duckdb"]] == [True] * 4
-    assert records["duckdb"] == records["bigquery"]
+        files = sorted((output / "examples" / "train").iterdir())
+        records[name] = [gzip.decompress(file.read_bytes()) for file in files]
+        told = json.loads((output / "examples" / "report.json").read_text())
+        assert (told["warehouse"]["bytes_billed"] > 0) == (name != "files on duckdb")
+        assert [check["violations"] for check in told["leaks"]] == [0] * 6
+    assert [len(record) > 1_000 for record in records["files on duckdb"]] == [True] * 4
+    assert records["files on duckdb"] == records["files on bigquery"] == records["tables of bigquery"]
 
 
 def test_a_dry_run_tells_what_bigquery_would_read(fake: FakeBigQuery, tmp_path: Path) -> None:
