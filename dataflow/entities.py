@@ -27,6 +27,7 @@ from dataflow.split import POPULAR_DAYS, Cuts, day_of
 from dataflow.sql import literal, render
 from dataflow.warehouse import Warehouse
 from lockstep.embeddings import RESTRICTS
+from lockstep.errors import DataError
 from lockstep.features import features_type
 from lockstep.schema import Schema
 
@@ -84,7 +85,8 @@ def split_candidates(warehouse: Warehouse, schema: Schema, cut: datetime, destin
     )
     file = work / "candidates.parquet"
     warehouse.export(sql, file)
-    write_parts(file, destination, lambda batch: _id_and_features(batch, schema))
+    order = ByIndex()
+    write_parts(file, destination, lambda batch: _id_and_features(order.check(batch), schema))
 
 
 def query_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
@@ -124,6 +126,33 @@ def write_parts(source: Path, destination: Path, rows: Callable[[pa.RecordBatch]
     finally:
         if writer is not None:
             writer.close()
+
+
+class ByIndex:
+    """Proves that rows come in the order of candidate_index, for their place in a file is what the index means.
+
+    A warehouse that reads results in another order would pair every candidate with another one's features.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def check(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch, where it goes on where the last one ended.
+
+        Raises:
+            DataError: it does not.
+        """
+        expected = np.arange(self._next, self._next + len(batch))
+        found = batch.column("candidate_index").cast(pa.int64()).to_numpy(zero_copy_only=False)
+        if not np.array_equal(found, expected):
+            place = int(np.flatnonzero(found != expected)[0])
+            raise DataError(
+                f"the candidate of index {found[place]} came in place {expected[place]}: the warehouse did not keep "
+                "the order of the result; rerun the step, and report this as a defect if it comes again"
+            )
+        self._next += len(batch)
+        return batch
 
 
 def restricts_column(batch: pa.RecordBatch, schema: Schema) -> pa.Array:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from dataflow.columns import is_counted, is_past
 from dataflow.encoding import TowerEncoder
+from dataflow.entities import ByIndex
 from lockstep.features import last_values
 from lockstep.schema import Feature, Schema
 
@@ -63,12 +64,16 @@ def encode_known(source: Path, destination: Path, schema: Schema, modules: Mappi
         destination: a folder to make.
         modules: the loaded preprocessing, by tower.
         rows: the number of candidates.
+
+    Raises:
+        DataError: the rows are in another order.
     """
     destination.mkdir()
     encoders = {tower: TowerEncoder(schema, tower, modules[tower]) for tower in ("query", "candidate")}
     written: dict[str, NDArray[Any]] = {}
-    first = 0
+    first, order = 0, ByIndex()
     for batch in _batches(source):
+        order.check(batch)
         for name, values in _encode(batch, schema, encoders).items():
             if name not in written:
                 shape = (rows, values.shape[1])

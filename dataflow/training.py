@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from dataflow.columns import candidate_features, is_counted, is_past, past_values, query_features
-from dataflow.entities import split_candidates, write_parts
+from dataflow.entities import ByIndex, split_candidates, write_parts
 from dataflow.interactions import counts_by
 from dataflow.split import POPULAR_DAYS, Cuts
 from dataflow.sql import render
@@ -147,7 +147,10 @@ def _catalogue(warehouse: Warehouse, cuts: Cuts, examples: Path, work: Path) -> 
     candidates = warehouse.create("catalogue", sql)
     file = work / "catalogue.parquet"
     warehouse.export(render("catalogue_rows"), file)
-    write_parts(file, examples / "catalogue.parquet", lambda rows: rows.cast(_CATALOGUE))
+    order = ByIndex()
+    write_parts(
+        file, examples / "catalogue.parquet", lambda rows: order.check(rows).select(_CATALOGUE.names).cast(_CATALOGUE)
+    )
     return candidates
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lockstep.errors import ConfigError
 from lockstep.schema import Schema
@@ -144,6 +144,14 @@ class DataSection(Section):
     """The Beam runner of the examples step."""
     beam: dict[str, str | int | float | bool | tuple[str, ...]] = {}
     """[data.beam]: Beam's own pipeline options by name, such as `region` or `max_num_workers`."""
+
+    @field_validator("beam")
+    @classmethod
+    def _whole_numbers(cls, beam: dict[str, Any]) -> dict[str, Any]:
+        # Pipeline parameters pass whole numbers inside dicts as floats.
+        whole = {name: int(value) for name, value in beam.items() if isinstance(value, float) and value.is_integer()}
+        return beam | whole
+
     bad_rows_max_share: float = Field(0.01, ge=0, le=1)
     validation_from: datetime | None = None
     """Events from this moment on are never trained on; by default the moment that leaves `validation_share`."""

@@ -70,13 +70,16 @@ def run(config: Any) -> None:
 
 @main.command()
 @_configured
-@click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the artifacts are written.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where the artifacts are written; <root>/examples/<run> by default.",
+)
 @click.option("--dry-run", is_flag=True, help="Only tell what BigQuery would read and cost.")
 @click.option("--price-per-tib", type=click.FloatRange(min=0), default=6.25, show_default=True, help="USD, on demand.")
 def examples(config: Any, output: Path | None, dry_run: bool, price_per_tib: float) -> None:
     """Make training examples, preprocessing and entities, and nothing else."""
-    if output is None and not dry_run:
-        raise click.UsageError("give --output FOLDER, or --dry-run.")
     from pipelines.examples import describe_costs, make_examples
 
     if dry_run:
@@ -84,8 +87,12 @@ def examples(config: Any, output: Path | None, dry_run: bool, price_per_tib: flo
         return
     from pipelines.run import new_run_id
 
-    assert output is not None
-    tag = make_examples(config, output, new_run_id())
+    run_id = new_run_id()
+    if output is None:
+        if "://" in config.run.root:
+            raise click.UsageError(f"[run] root is {config.run.root}: give --output, a local or mounted folder.")
+        output = Path(config.run.root) / "examples" / run_id
+    tag = make_examples(config, output, run_id)
     click.echo(f"wrote {tag.rows} examples to {output}/examples, with {output}/preprocessing and {output}/entities")
 
 

@@ -70,7 +70,7 @@ def build(
         measuring = Measuring(schema, tower, learned, counters, train, validation)
         features[tower] = {name: measuring.feature(name) for name in sorted(schema.features(tower))}
     validation_from = datetime.fromisoformat(report["cuts"]["validation_from"])
-    checks = check_leaks(sample, artifacts.examples, schema, data, validation_from)
+    checks = check_leaks(sample, artifacts.examples, data, validation_from)
     return {
         **report,
         "cuts": {**report["cuts"], "oldest_label": _oldest(sample, validation_from).isoformat()},

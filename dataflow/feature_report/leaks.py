@@ -17,7 +17,6 @@ from dataflow.feature_report.validation import batches
 from dataflow.split import held_out_buckets, split_bucket
 from lockstep.config import DataSection
 from lockstep.errors import DataError
-from lockstep.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,11 @@ class LeakCheck:
         return asdict(self)
 
 
-def check_leaks(
-    sample: pa.Table, examples: Path, schema: Schema, data: DataSection, validation_from: datetime
-) -> list[LeakCheck]:
+def check_leaks(sample: pa.Table, examples: Path, data: DataSection, validation_from: datetime) -> list[LeakCheck]:
     """Look for leaks in the sample of the training rows, and in all evaluation queries.
 
     Args:
-        sample: training rows: the struct columns `query` and `candidate`, and where it has them `query_id`,
-            `candidate_id`, `event_time` and `newest_past_time` of the label.
+        sample: rows of queries/training_examples.sql.
         examples: folder of the artifact, with `validation` and `test`.
         validation_from: the first moment that training may not see.
     """

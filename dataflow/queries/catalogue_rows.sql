@@ -1,4 +1,4 @@
 -- The rows of examples/catalogue.parquet.
-SELECT candidate_id AS id, labels AS count, popular_30d, popular_30d_validation, probability
+SELECT candidate_index, candidate_id AS id, labels AS count, popular_30d, popular_30d_validation, probability
 FROM catalogue
 ORDER BY candidate_index

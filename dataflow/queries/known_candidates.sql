@@ -2,6 +2,7 @@
 --   c_<feature>     its feature, where that is the same for all examples
 --   past_<feature>  its element in a query's history feature
 SELECT
+  catalogue.candidate_index,
   candidate.candidate_id
 {% for name, value in candidate.items() %}
   , {{ value }} AS {{ ("c_" ~ name) | ident }}
@@ -11,4 +12,4 @@ SELECT
 {% endfor %}
 FROM catalogue
 JOIN candidates_now AS candidate ON candidate.candidate_id = catalogue.candidate_id
-ORDER BY catalogue.candidate_index
+ORDER BY candidate_index

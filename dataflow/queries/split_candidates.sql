@@ -3,8 +3,8 @@
 WITH candidate_counts AS (
 {{ counts_at("candidate_id", counts, day) }}
 )
-SELECT catalogue.candidate_id AS id, {{ candidate }} AS features
+SELECT catalogue.candidate_index, catalogue.candidate_id AS id, {{ candidate }} AS features
 FROM catalogue
 JOIN candidates_now AS candidate ON candidate.candidate_id = catalogue.candidate_id
 LEFT JOIN candidate_counts ON candidate_counts.candidate_id = catalogue.candidate_id
-ORDER BY catalogue.candidate_index
+ORDER BY candidate_index

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,11 @@ class BigQueryWarehouse(Warehouse):
         self._prefix = f"{run_part[:60]}_{uuid.uuid4().hex[:8]}"
         self._tables: set[str] = set()
         self._dataset = bigquery.DatasetReference(section.project or client.project, section.dataset)
-        self._location = self._open_dataset()
+
+    @cached_property
+    def _location(self) -> str:
+        """The data set's location; the data set is made where it is missing."""
+        return self._open_dataset()
 
     def load(self, table: str, files: Sequence[Path]) -> int:
         if not files:
@@ -122,7 +127,7 @@ class BigQueryWarehouse(Warehouse):
     def schema(self, table: str) -> pa.Schema:
         reference = bigquery.TableReference.from_string(table, self._dataset.project) if "." in table else None
         try:
-            with sentences(f"describing the table {table!r}", location=self._location):
+            with sentences(f"describing the table {table!r}", location=self._section.location):
                 return arrow_schema(self._client.get_table(reference or self._table(table)).schema)
         except DataError as error:
             if isinstance(error.__cause__, NotFound) and reference is None:
@@ -130,10 +135,11 @@ class BigQueryWarehouse(Warehouse):
             raise
 
     def dry_run(self, sql: str) -> int:
-        """The bytes that a query would read; checks permissions, tables, columns and types, and costs nothing."""
-        with sentences("the dry run", sql, self._location):
+        """The bytes that a query would read; checks permissions, tables, columns and types; costs and makes nothing."""
+        location = self._section.location or None  # not the data set's, which need not exist yet
+        with sentences("the dry run", sql, location or ""):
             config = bigquery.QueryJobConfig(dry_run=True, use_query_cache=False, labels=self._labels)
-            job = self._client.query(self._named(sql), job_config=config, location=self._location)
+            job = self._client.query(self._named(sql), job_config=config, location=location)
             return int(job.total_bytes_processed or 0)
 
     def close(self) -> None:
@@ -191,6 +197,8 @@ class BigQueryWarehouse(Warehouse):
             f"uri='{folder}/{column}={shard:d}/data_*.parquet', format='PARQUET', compression='ZSTD', overwrite=true"
         )
         config = bigquery.QueryJobConfig(labels=self._labels)
+        if self._section.max_bytes_billed is not None:
+            config.maximum_bytes_billed = self._section.max_bytes_billed
         statement = f"EXPORT DATA OPTIONS({options}) AS {select}"
         job = self._client.query(statement, job_config=config, location=self._location)
         job.result()

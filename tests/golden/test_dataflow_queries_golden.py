@@ -273,11 +273,11 @@ def test_the_catalogue_counts_what_was_known_when(warehouse: Warehouse) -> None:
         ("g", 4, 0, 0, 0, 1, 0),
     ]
     assert rows(warehouse, render("catalogue_rows")) == [
-        ("b", 1, 2, 0, 1 / 3),
-        ("c", 1, 2, 1, 1 / 3),
-        ("d", 1, 2, 2, 1 / 3),
-        ("a", 0, 1, 0, 0.0),
-        ("g", 0, 1, 0, 0.0),
+        (0, "b", 1, 2, 0, 1 / 3),
+        (1, "c", 1, 2, 1, 1 / 3),
+        (2, "d", 1, 2, 2, 1 / 3),
+        (3, "a", 0, 1, 0, 0.0),
+        (4, "g", 0, 1, 0, 0.0),
     ]
 
 

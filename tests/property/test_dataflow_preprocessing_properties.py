@@ -156,7 +156,9 @@ def test_candidates_looked_up_by_index_are_what_serving_makes_of_the_history(
     elements = {name: [strings[name] for strings, _ in catalogue] for name in ("ids", "texts")}
     elements["numbers"] = [float(number) for _, number in catalogue]
     with tempfile.TemporaryDirectory() as work:
-        columns = {"c_id": ["a"] * len(catalogue)} | {f"past_{name}": of for name, of in elements.items()}
+        columns = {"candidate_index": range(len(catalogue)), "c_id": ["a"] * len(catalogue)} | {
+            f"past_{name}": of for name, of in elements.items()
+        }
         pq.write_table(pa.table(columns), f"{work}/known.parquet")
         encode_known(Path(work) / "known.parquet", Path(work) / "known", PAST, past_modules, len(catalogue))
         known = KnownCandidates(Path(work) / "known")

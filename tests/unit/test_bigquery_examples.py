@@ -279,7 +279,12 @@ def test_the_data_step_alone_writes_three_folders(
     assert "cannot write below" in result.output
 
 
-def test_an_output_or_a_dry_run_is_needed(fake: FakeBigQuery, tmp_path: Path) -> None:
-    result = invoke(fake, "--config", write_config(tmp_path))
-    assert result.exit_code != 0
-    assert "give --output FOLDER, or --dry-run." in result.output
+def test_without_an_output_the_root_takes_it_unless_it_is_a_bucket(
+    fake: FakeBigQuery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.run.new_run_id", lambda: "r7")
+    result = invoke(fake, "--config", from_files(tmp_path, "duckdb"), "--root", tmp_path / "root")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "root" / "examples" / "r7" / "examples" / "tag.json").exists()
+    result = invoke(fake, "--config", from_files(tmp_path, "duckdb"), "--root", "gs://bucket/root")
+    assert "[run] root is gs://bucket/root: give --output" in result.output

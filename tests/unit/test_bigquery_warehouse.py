@@ -172,17 +172,17 @@ def test_locations_do_not_mix(fake: FakeBigQuery, tmp_path: Path) -> None:
     ):
         warehouse.rows("SELECT n FROM `shop.sales.plays`")
     with (
+        on_fake(fake, tmp_path, dataset="america") as warehouse,
         pytest.raises(ConfigError, match=r"location is 'EU', but the data set p-1\.america is in 'US'"),
-        on_fake(fake, tmp_path, dataset="america"),
     ):
-        pass
+        warehouse.rows("SELECT 1 AS n")
     with on_fake(fake, tmp_path, dataset="america", location="") as warehouse:  # an existing one says where it is
         assert warehouse.rows("SELECT 1 AS n") == [{"n": 1}]
     with (
+        on_fake(fake, tmp_path, dataset="new", location="") as warehouse,
         pytest.raises(ConfigError, match=r"p-1\.new does not exist, and \[data\.bigquery\] location is not set"),
-        on_fake(fake, tmp_path, dataset="new", location=""),
     ):
-        pass
+        warehouse.rows("SELECT 1 AS n")
 
 
 def test_a_passing_failure_is_tried_again(fake: FakeBigQuery, warehouse: Any) -> None:

@@ -80,8 +80,14 @@ def test_whole_floats_from_pipeline_parameters_are_ints_again() -> None:
 
 
 def test_a_section_survives_the_way_through_json() -> None:
-    section = DataSection.model_validate({"test_from": "2011-10-01", "shards": 3})
+    section = DataSection.model_validate({"test_from": "2011-10-01", "shard_rows": 3})
     assert parse_section(DataSection, section.to_dict()) == section
+
+
+def test_whole_numbers_for_beam_survive_pipelines_that_make_them_floats() -> None:
+    section = parse_section(DataSection, {"beam": {"max_num_workers": 20.0, "region": "r", "share": 0.5}})
+    assert section.beam == {"max_num_workers": 20, "region": "r", "share": 0.5}
+    assert isinstance(section.beam["max_num_workers"], int)
 
 
 def test_the_schemas_digest_changes_with_it_and_only_with_it() -> None:

@@ -70,6 +70,7 @@ ROWS = pa.schema(
 )
 KNOWN = pa.schema(
     [
+        ("candidate_index", pa.int64()),
         ("c_track", pa.string()),
         ("c_title", pa.string()),
         ("c_price", pa.float64()),
@@ -102,11 +103,15 @@ def preprocessing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def numbered(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([row | {"candidate_index": index} for index, row in enumerate(rows)], KNOWN)
+
+
 @pytest.fixture(scope="module")
 def known(preprocessing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("known")
     rows = [NOBODY | row for row in CATALOGUE] + [NOBODY] * (CANDIDATES - len(CATALOGUE))
-    pq.write_table(pa.Table.from_pylist(rows, KNOWN), folder / "known.parquet")
+    pq.write_table(numbered(rows), folder / "known.parquet")
     encode_known(folder / "known.parquet", folder / "encoded", SCHEMA, load_modules(preprocessing), CANDIDATES)
     return folder / "encoded"
 
@@ -308,10 +313,15 @@ def test_the_sample_is_the_rows_of_the_smallest_hashes(
     assert result.sample["past"].to_pylist() == [[0], [3], [6], [9], [12]]
 
 
+def test_candidates_in_another_order_are_refused(preprocessing: Path, tmp_path: Path) -> None:
+    table = numbered([NOBODY | row for row in CATALOGUE])
+    pq.write_table(table.take([0, 1, 3, 2, 4]), tmp_path / "known.parquet")
+    with pytest.raises(DataError, match="the candidate of index 3 came in place 2: the warehouse did not keep"):
+        encode_known(tmp_path / "known.parquet", tmp_path / "out", SCHEMA, load_modules(preprocessing), 5)
+
+
 def test_sampled_rows_get_back_the_features_that_they_stand_for(tmp_path: Path) -> None:
-    pq.write_table(
-        pa.Table.from_pylist([NOBODY | row for row in CATALOGUE], KNOWN), tmp_path / "known", row_group_size=2
-    )
+    pq.write_table(numbered([NOBODY | row for row in CATALOGUE]), tmp_path / "known", row_group_size=2)
     rows = [
         row(0, 4, past=[3, 0], q_hashed="x", q_moment=MIDNIGHT, c_trend=2.0),
         row(1, 1, past=None, q_prices=[1.0]),

@@ -103,7 +103,8 @@ CANDIDATES: list[dict[str, Any]] = [
     {"track": "a", "title": "", "tags": ["", "t1", "t2"], "image": [1.0], "ratings": []},
 ]
 LABELS = {
-    "candidate_id": ["a", "b", "c", "a"],
+    "candidate_index": [0, 1, 2, 0],
+    "past": [[1], [0, 2], None, [1, 2]],
     "query_id": ["q1", "q2", "q2", "q3"],
     "event_time": [datetime(2024, 2, day, tzinfo=UTC) for day in (1, 2, 3, 4)],
     "newest_past_time": [None, *(datetime(2024, 2, day, tzinfo=UTC) for day in (1, 2, 3))],
@@ -122,17 +123,15 @@ VALIDATION = [
 
 def sample(**labels: list[Any]) -> pa.Table:
     columns = LABELS | labels
-    times = {"event_time", "newest_past_time"}
+    kinds = dict.fromkeys(("event_time", "newest_past_time"), pa.timestamp("us", "UTC"))
+    kinds |= {"candidate_index": pa.int64(), "past": pa.list_(pa.int64()), "query_id": pa.string()}
     return pa.table(
         {
             "query": pa.array(QUERIES, features_type(SCHEMA, "query")),
             "candidate": pa.array(CANDIDATES, features_type(SCHEMA, "candidate")),
             "age_days": [3.0, 2.0, 1.0, 0.0],
             "weight": [1.0] * 4,
-            **{
-                name: pa.array(values, pa.timestamp("us", "UTC") if name in times else pa.string())
-                for name, values in columns.items()
-            },
+            **{name: pa.array(values, kinds[name]) for name, values in columns.items()},
         }
     )
 
@@ -416,10 +415,10 @@ def test_nothing_leaks(report: dict[str, Any]) -> None:
     feature_report.refuse_leaks(report["leaks"])
 
 
-LATE = datetime(2024, 2, 2, tzinfo=UTC)
+LATE = datetime(2024, 2, 2, 1, tzinfo=UTC)
 HELD_OUT = next(f"q{n}" for n in range(10_000) if split_bucket(f"q{n}") < 200)
 PLANTED = [
-    (0, {"candidate_id": ["a", "a", "a", "b"]}, 2, "'a'"),
+    (0, {"past": [[0], [0, 2], None, [1, 0]]}, 2, "the candidate of index 0"),
     (1, {"newest_past_time": [None, LATE, *LABELS["newest_past_time"][2:]]}, 1, "2024-02-02"),
     (2, {"event_time": [*LABELS["event_time"][:3], CUT]}, 1, "2024-03-01"),
     (5, {"query_id": ["q1", HELD_OUT, HELD_OUT, "q3"]}, 2, HELD_OUT),
@@ -430,7 +429,7 @@ PLANTED = [
 def test_a_planted_leak_is_found(
     artifacts: Artifacts, place: int, labels: dict[str, list[Any]], violations: int, example: str
 ) -> None:
-    checks = [c.to_json() for c in feature_report.check_leaks(sample(**labels), artifacts.examples, SCHEMA, DATA, CUT)]
+    checks = [c.to_json() for c in feature_report.check_leaks(sample(**labels), artifacts.examples, DATA, CUT)]
     assert [check["violations"] for check in checks] == [violations if at == place else 0 for at in range(6)]
     assert example in checks[place]["example"]
     with pytest.raises(DataError, match=rf"{checks[place]['name']}: not so for {violations} of \d rows"):
@@ -441,19 +440,18 @@ def test_a_planted_leak_is_found(
 def test_a_target_in_its_own_history_is_found(artifacts: Artifacts, split: str) -> None:
     entity, features, history, targets = VALIDATION[0]
     write_queries(artifacts.examples / split, [VALIDATION[1], (entity, features, history, [*targets, "b"])])
-    checks = feature_report.check_leaks(sample(), artifacts.examples, SCHEMA, DATA, CUT)
+    checks = feature_report.check_leaks(sample(), artifacts.examples, DATA, CUT)
     found = [(check.name, check.checked, check.example) for check in checks if check.violations]
     assert found == [(f"no target of a {split} query is in its history", 2, "'b' of query 'v1'")]
 
 
-def test_a_check_without_its_columns_says_so(artifacts: Artifacts) -> None:
-    bare = sample().drop_columns(list(LABELS))
-    checks = feature_report.check_leaks(bare, artifacts.examples, SCHEMA, DATA, CUT)
-    # The label's id is a candidate feature here.
-    assert [check.checked for check in checks] == [4, 0, 0, 2, 1, 0]
-    assert [bool(check.skipped) for check in checks] == [False, True, True, False, False, True]
+def test_a_check_of_what_there_is_not_says_so(artifacts: Artifacts) -> None:
+    bare = sample().drop_columns(["past", "newest_past_time"])  # no feature is made of a history
+    checks = feature_report.check_leaks(bare, artifacts.examples, DATA, CUT)
+    assert [check.checked for check in checks] == [0, 0, 4, 2, 1, 4]
+    assert [bool(check.skipped) for check in checks] == [True, True, False, False, False, False]
     other = DataSection(pairing="co_occurrence")
-    checks = feature_report.check_leaks(sample(), artifacts.examples, SCHEMA, other, CUT)
+    checks = feature_report.check_leaks(sample(), artifacts.examples, other, CUT)
     assert "co_occurrence" in (checks[1].skipped or "")
 
 

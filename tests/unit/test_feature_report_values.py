@@ -78,7 +78,7 @@ def learned(warehouse: Warehouse, tmp_path_factory: pytest.TempPathFactory) -> L
     for shard, counts in enumerate(([0.0, 1.0], [3.0])):
         (work / "training" / f"shard={shard}").mkdir(parents=True)
         pq.write_table(
-            pa.table({"query_lately": counts, "weight": [9.0] * len(counts)}),
+            pa.table({"q_lately": counts, "weight": [9.0] * len(counts)}),
             work / "training" / f"shard={shard}" / "part.parquet",
         )
     return learn(warehouse, SCHEMA, work)
