@@ -62,16 +62,17 @@ PHASE = re.compile(r"(.+) took ([\d.]+) s")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000], help="events")
+    parser.add_argument("--memory", default="2GB", help="[data] warehouse_memory: the ceiling of the SQL phases")
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     parser.add_argument("--plot", type=Path, help="where to draw them as SVG")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        measure(arguments.child)
+        measure(arguments.child, arguments.memory)
         return
-    measured = [of_size(size) for size in arguments.sizes]
+    measured = [of_size(size, arguments.memory) for size in arguments.sizes]
     result = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    result |= {"sizes": measured}
+    result |= {"warehouse_memory": arguments.memory, "sizes": measured}
     table(measured)
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -80,12 +81,12 @@ def main() -> None:
         arguments.plot.write_text(plot(measured), encoding="utf-8")
 
 
-def of_size(events: int) -> dict[str, Any]:
+def of_size(events: int, memory: str) -> dict[str, Any]:
     """Make the tables of one size, run the step over them in its own process, and return what it measured."""
     work = Path(tempfile.mkdtemp(prefix="lockstep-data-"))
     try:
         write_tables(work, events)
-        subprocess.run([sys.executable, __file__, "--child", str(work)], check=True)
+        subprocess.run([sys.executable, __file__, "--memory", memory, "--child", str(work)], check=True)
         return {"events": events, **json.loads((work / "measured.json").read_bytes())}
     finally:
         shutil.rmtree(work)
@@ -122,7 +123,7 @@ def write_tables(folder: Path, events: int, seed: int = 1) -> None:
             writer.write_table(pa.table([pa.array(user), pa.array(track), at], schema=schema))
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, memory: str) -> None:
     """Run the data step in this process, and note the time and the peak memory of each phase."""
     from dataflow.generate import run
 
@@ -131,7 +132,7 @@ def measure(folder: Path) -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(_Phases(phases))
     logger.addHandler(logging.StreamHandler(sys.stdout))
-    section = {"source": "tables", "path": str(folder), "tables": TABLES, "warehouse_memory": "4GB"}
+    section = {"source": "tables", "path": str(folder), "tables": TABLES, "warehouse_memory": memory}
     started = time.monotonic()
     tag = run(
         **{name: folder / name for name in ("examples", "preprocessing", "entities")},

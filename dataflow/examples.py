@@ -37,7 +37,7 @@ from dataflow.known import KnownCandidates
 from dataflow.records import RecordFeature, RecordLayout
 from dataflow.row_encoding import RowEncoder
 from dataflow.sample import Sample
-from dataflow.worker_files import local, matches, read, seen_by_workers, written
+from dataflow.worker_files import local, matches, read, remove, seen_by_workers, written
 from lockstep.errors import ConfigError, DataError
 from lockstep.schema import Schema
 
@@ -162,6 +162,8 @@ def write_examples(
             f"the examples job read {rows_read} rows and wrote {records} records of {plan.rows} training rows: "
             "rerun the data step"
         )
+    # A worker that died leaves what it had not renamed yet.
+    remove(matches(folders.destination, ".part-*"))
     seconds = time.monotonic() - started
     _log.info("wrote %d records in %.1f s, %.0f rows/s", records, seconds, records / seconds)
     return WrittenExamples(records, counters, _sample(plan, folders.rows))

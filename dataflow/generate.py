@@ -25,12 +25,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -48,8 +49,11 @@ from dataflow.warehouse import Warehouse, open_warehouse
 from lockstep.config import DataSection
 from lockstep.errors import DataError
 from lockstep.schema import Schema
-from lockstep.storage import fresh_directory
+from lockstep.storage import bucket_uri, fresh_directory
 from lockstep.tags import Kind, Tag, write_tag
+
+if TYPE_CHECKING:
+    from dataflow.examples import WrittenExamples
 
 _log = logging.getLogger(__name__)
 
@@ -77,9 +81,10 @@ def run(*, examples: Path, preprocessing: Path, entities: Path, run_id: str, dat
     # Beside the output, on the same disk; a crashed attempt's is replaced.
     work = fresh_directory(examples.parent / f".{examples.name}.work")
     try:
-        with DeadLetters(examples / "dead_letters.jsonl") as dead_letters:
-            job.read(dead_letters, work, run_id)
-        job.encode(work, run_id)
+        with _local(work) as local:
+            with DeadLetters(examples / "dead_letters.jsonl") as dead_letters:
+                job.read(dead_letters, work, local, run_id)
+            job.encode(work, local, run_id)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return job.finish(run_id)
@@ -102,11 +107,11 @@ class _Job:
         self.rows = {"entities": 0}
         self.learned = Learned({}, {})
 
-    def read(self, dead_letters: DeadLetters, work: Path, run_id: str) -> None:
+    def read(self, dead_letters: DeadLetters, work: Path, local: Path, run_id: str) -> None:
         """Everything that needs the warehouse."""
-        with open_warehouse(self.data, work, run_id) as warehouse:
+        with open_warehouse(self.data, local, run_id) as warehouse:
             with _timed("reading the source"):
-                counts = read_tables(self.data, warehouse, dead_letters, work)
+                counts = read_tables(self.data, warehouse, dead_letters, local)
                 self.stages.append(_source_stage(counts))
                 dead_letters.check_share(self.data, counts.rows_in)
             with _timed("ordering events"):
@@ -129,16 +134,29 @@ class _Job:
             name: getattr(cuts, name).isoformat() for name in ("validation_from", "test_from", "newest")
         }
 
-    def encode(self, work: Path, run_id: str) -> None:
-        """Build preprocessing and write the training records with it."""
+    def encode(self, work: Path, local: Path, run_id: str) -> None:
+        """Build preprocessing, and encode the training rows with it."""
         from dataflow.encoding import load_modules
-        from dataflow.examples import ExamplesPlan, write_examples
         from dataflow.known import encode_known
         from dataflow.preprocessing import save_preprocessing
 
         with _timed("building preprocessing"):
             save_preprocessing(self.preprocessing, self.schema, self.learned)
+        with _timed("encoding known candidates"):
+            modules = load_modules(self.preprocessing)
+            encode_known(work / KNOWN, local / "known", self.schema, modules, self.training.candidates)
+            if local != work:  # where workers see it
+                shutil.copytree(local / "known", work / "known")
+        written = self._records(work, run_id)
+        self.stages.append(Stage("training records", self.training.examples, written.records).check())
+        with _timed("reporting on features"):
+            self._report(with_features(written.sample, work / KNOWN, self.schema), written.counters)
+
+    def _records(self, work: Path, run_id: str) -> WrittenExamples:
+        from dataflow.examples import ExamplesPlan, write_examples
+
         encoded = encoded_features(self.schema, self.learned.vocabularies)
+        (self.examples / "features.json").write_bytes(features_json(encoded))
         training = self.training
         plan = ExamplesPlan(
             schema=self.schema.to_json(),
@@ -148,11 +166,8 @@ class _Job:
             rows=training.examples,
         )
         (self.examples / "train").mkdir()
-        with _timed("encoding known candidates"):
-            modules = load_modules(self.preprocessing)
-            encode_known(work / KNOWN, work / "known", self.schema, modules, training.candidates)
         with _timed("writing training records"):
-            written = write_examples(
+            return write_examples(
                 work / "training",
                 work / "known",
                 self.preprocessing,
@@ -162,10 +177,6 @@ class _Job:
                 options=self.data.beam,
                 run_id=run_id,
             )
-        self.stages.append(Stage("training records", training.examples, written.records).check())
-        (self.examples / "features.json").write_bytes(features_json(encoded))
-        with _timed("reporting on features"):
-            self._report(with_features(written.sample, work / KNOWN, self.schema), written.counters)
 
     def _report(self, sample: pa.Table, counters: Mapping[str, int]) -> None:
         """Write report.json and report.html.
@@ -238,6 +249,16 @@ def _refuse_empty(split: str, stage: Stage, data: DataSection, cuts: Cuts) -> No
 
 def _source_stage(counts: SourceCounts) -> Stage:
     return Stage("source", counts.rows_in, counts.rows_written, counts.dead_lettered).check()
+
+
+@contextmanager
+def _local(work: Path) -> Iterator[Path]:
+    """A folder on this machine's disk: a mounted bucket is no place for a database or for files that are mapped."""
+    if not bucket_uri(work):
+        yield work
+        return
+    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder:
+        yield Path(folder)
 
 
 @contextmanager

@@ -20,8 +20,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from dataflow.beam_options import LOCAL_RUNNERS
 from lockstep.errors import ConfigError
-
-_MOUNT = "/gcs/"
+from lockstep.storage import bucket_uri
 
 
 def seen_by_workers(path: Path, runner: str) -> str:
@@ -35,8 +34,8 @@ def seen_by_workers(path: Path, runner: str) -> str:
         return "gs://" + address.removeprefix("gs:/")
     if runner in LOCAL_RUNNERS:
         return address
-    if address.startswith(_MOUNT):
-        return "gs://" + address.removeprefix(_MOUNT)
+    if bucket_uri(path):
+        return bucket_uri(path)
     if runner == "DataflowRunner":
         raise ConfigError(
             f"the workers of DataflowRunner cannot see {address}: run with a gs:// root, or use DirectRunner"

@@ -18,6 +18,17 @@ from typing import Any
 
 from lockstep.errors import StorageError
 
+_MOUNT = Path("/gcs")
+
+
+def bucket_uri(path: Path) -> str:
+    """The gs:// address of a path on a mount of Cloud Storage, as KFP and Vertex AI mount it; empty for any other.
+
+    >>> bucket_uri(Path("/gcs/bucket/a b/c")), bucket_uri(Path("/tmp/c"))
+    ('gs://bucket/a b/c', '')
+    """
+    return f"gs://{path.relative_to(_MOUNT)}" if path.is_relative_to(_MOUNT) else ""
+
 
 class Storage(ABC):
     """A root with atomic small-file operations; every path is relative to it and confined to it."""

@@ -33,13 +33,13 @@ from lockstep import __version__
 from lockstep.config import BigQuerySection
 from lockstep.errors import ConfigError, DataError
 from lockstep.schema import NAME
+from lockstep.storage import bucket_uri
 
 _log = logging.getLogger(__name__)
 
 MAX_SHARDS = 4_000
 """Partitions that one job of BigQuery may write."""
 _PARALLEL_READS = 8
-_MOUNT = Path("/gcs")
 """Where Vertex AI and others mount Cloud Storage: /gcs/bucket/name is gs://bucket/name."""
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
@@ -80,7 +80,7 @@ class BigQueryWarehouse(Warehouse):
             raise DataError(f"there are no Parquet files for the table {table!r}: rerun the source that writes them")
         destination = self._table(table)
         with sentences(f"loading the table {table!r}", location=self._location):
-            uris = [gs_uri(file) for file in sorted(files)]
+            uris = [bucket_uri(file) for file in sorted(files)]
             if all(uris):
                 self._client.load_table_from_uri(
                     uris, destination, location=self._location, job_config=self._load_config("WRITE_TRUNCATE")
@@ -175,9 +175,9 @@ class BigQueryWarehouse(Warehouse):
                 f"the shards of {column!r} are numbers from 0 to {MAX_SHARDS - 1}, found {wrong[0]}: raise [data] "
                 "shard_rows if there are more, for a job of BigQuery writes no more partitions"
             )
-        if gs_uri(destination):
+        if bucket_uri(destination):
             for shard in sorted(found):
-                self._export_data(table, gs_uri(destination), column, shard)
+                self._export_data(table, bucket_uri(destination), column, shard)
             return sum(found.values())
         destination.mkdir()
         columns = [field.name for field in self._client.get_table(table).schema if field.name != column]
@@ -285,12 +285,3 @@ def job_labels(configured: Mapping[str, str], run: str) -> dict[str, str]:
         if not _LABEL_KEY.fullmatch(key):
             raise ConfigError(f"[data.bigquery] labels: {key!r} is no label: it must match {_LABEL_KEY.pattern}")
     return {key: re.sub(r"[^a-z0-9_-]", "-", value.lower())[:63] for key, value in {**configured, **own}.items()}
-
-
-def gs_uri(path: Path) -> str:
-    """The gs:// address of a path on a mount of Cloud Storage; empty for any other.
-
-    >>> gs_uri(Path("/gcs/bucket/a b/c")), gs_uri(Path("/tmp/c"))
-    ('gs://bucket/a b/c', '')
-    """
-    return f"gs://{path.relative_to(_MOUNT)}" if path.is_relative_to(_MOUNT) else ""

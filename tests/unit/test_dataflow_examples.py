@@ -221,6 +221,12 @@ def test_a_record_holds_exactly_its_row(step: Step, train: Path, tmp_path: Path)
     }
 
 
+def test_what_a_worker_left_when_it_died_is_removed(step: Step, train: Path, tmp_path: Path) -> None:
+    (train / ".part-00000-of-00001.tfrecord.gz.5f1c").write_bytes(b"half")
+    step.write(write_rows(tmp_path / "rows", [row(1)], 1), train, 1, 1)
+    assert [file.name for file in train.iterdir()] == ["part-00000-of-00001.tfrecord.gz"]
+
+
 def test_a_shard_is_a_file_in_the_order_of_its_hashes_even_without_rows(
     step: Step, train: Path, tmp_path: Path
 ) -> None:

@@ -595,6 +595,26 @@ def test_a_second_run_writes_the_same_bytes(world: World, made: Path, tmp_path: 
         assert digest(again / "preprocessing" / "vocabulary" / path.name) == digest(path)
 
 
+def test_on_a_mounted_bucket_databases_and_mapped_files_stay_on_the_local_disk(
+    world: World, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockstep.storage._MOUNT", tmp_path)
+    opened: list[Path] = []
+
+    def noted(data: DataSection, work: Path, run: str) -> DuckDBWarehouse:
+        opened.append(work)
+        return DuckDBWarehouse(work)
+
+    monkeypatch.setattr("dataflow.generate.open_warehouse", noted)
+    mounted = generate(tmp_path / "bucket", section(world.folder))
+    assert len(opened) == 1
+    assert not opened[0].is_relative_to(tmp_path)
+    assert not opened[0].exists()
+    assert sorted(path.name for path in mounted.iterdir()) == ["entities", "examples", "preprocessing"]
+    name = "train/part-00000-of-00004.tfrecord.gz"
+    assert digest(mounted / "examples" / name) == digest(made / "examples" / name)
+
+
 def test_another_seed_changes_the_order_only(world: World, made: Path, tmp_path: Path) -> None:
     other = generate(tmp_path, section(world.folder, seed=2, shard_rows=20))
     first, second = decoded(made), decoded(other)
