@@ -22,12 +22,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dataflow.columns import candidate_features, past_values, query_features, restrict_column, struct, text_column
+from dataflow.columns import (
+    candidate_features,
+    is_past,
+    past_values,
+    query_features,
+    restrict_column,
+    struct,
+    text_column,
+)
+from dataflow.numbers import ByIndex, feature_structs, named_values, read_elements
 from dataflow.split import POPULAR_DAYS, Cuts, day_of
 from dataflow.sql import literal, render
 from dataflow.warehouse import Warehouse
 from lockstep.embeddings import RESTRICTS
-from lockstep.errors import DataError
 from lockstep.features import features_type
 from lockstep.schema import Schema
 
@@ -57,22 +65,44 @@ def write_entities(warehouse: Warehouse, schema: Schema, cuts: Cuts, destination
     )
     n_candidates = warehouse.export(sql, file)
     write_parts(file, destination / "candidates", lambda batch: _candidate_rows(batch, schema))
-    past = {"excluded": "event.candidate_id", **past_values(schema, candidates)}
-    query = struct(query_features(schema, warehouse.schema("queries_now"), moment=literal(cuts.newest)))
-    sql = render(
-        "query_entities",
-        query=query,
-        past=past,
-        max_history=schema.max_history,
-        counts=schema.counts("query"),
-        day=day_of(cuts.newest),
-    )
-    n_queries = warehouse.export(sql, file)
-    write_parts(file, destination / "queries", lambda batch: query_rows(batch, schema))
+    n_queries = _write_queries(warehouse, schema, cuts, destination / "queries", work)
     warehouse.export(render("popular", popular_from=cuts.end - POPULAR_DAYS, restricts=restricts), file)
     write_parts(file, destination / "popular.parquet", lambda batch: _popular_rows(batch, schema))
     (destination / "schema.json").write_bytes(schema.to_json())
     return n_candidates, n_queries
+
+
+def _write_queries(warehouse: Warehouse, schema: Schema, cuts: Cuts, destination: Path, work: Path) -> int:
+    """Write the query entities, whose histories come as numbers: strings are put in here, a batch at a time."""
+    past = past_values(schema, warehouse.schema("candidates_now"))
+    warehouse.create("numbered_candidates", render("numbered_candidates"))
+    numbered = work / "numbered.parquet"
+    warehouse.export(render("known_candidates", known="numbered_candidates", candidate={}, past=past), numbered)
+    elements = read_elements(numbered)
+    features = query_features(schema, warehouse.schema("queries_now"), moment=literal(cuts.newest))
+    sql = render(
+        "query_entities",
+        query={name: features[name] for name, feature in schema.query.items() if not is_past(feature)},
+        max_history=schema.max_history,
+        counts=schema.counts("query"),
+        day=day_of(cuts.newest),
+    )
+    file = work / "entities.parquet"
+    rows = warehouse.export(sql, file)
+    write_parts(file, destination, lambda batch: _entity_rows(batch, elements, schema))
+    return rows
+
+
+def _entity_rows(batch: pa.RecordBatch, elements: pa.Table, schema: Schema) -> pa.RecordBatch:
+    columns: dict[str, pa.Array] = {}
+    none = pa.array([[]] * len(batch), pa.list_(pa.int64()))
+    past = batch.column("past") if schema.max_history else none
+    for name, feature in schema.query.items():
+        of_past = is_past(feature)
+        columns[name] = named_values(elements[f"past_{name}"], past) if of_past else batch.column(f"q_{name}")
+    history = named_values(elements["candidate_id"], past).cast(pa.list_(pa.string()))
+    arrays = [batch.column("id").cast(pa.string()), feature_structs(schema, "query", columns), history]
+    return pa.RecordBatch.from_arrays(arrays, names=["id", "features", "history"])
 
 
 def split_candidates(warehouse: Warehouse, schema: Schema, cut: datetime, destination: Path, work: Path) -> None:
@@ -126,33 +156,6 @@ def write_parts(source: Path, destination: Path, rows: Callable[[pa.RecordBatch]
     finally:
         if writer is not None:
             writer.close()
-
-
-class ByIndex:
-    """Proves that rows come in the order of candidate_index, for their place in a file is what the index means.
-
-    A warehouse that reads results in another order would pair every candidate with another one's features.
-    """
-
-    def __init__(self) -> None:
-        self._next = 0
-
-    def check(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch, where it goes on where the last one ended.
-
-        Raises:
-            DataError: it does not.
-        """
-        expected = np.arange(self._next, self._next + len(batch))
-        found = batch.column("candidate_index").cast(pa.int64()).to_numpy(zero_copy_only=False)
-        if not np.array_equal(found, expected):
-            place = int(np.flatnonzero(found != expected)[0])
-            raise DataError(
-                f"the candidate of index {found[place]} came in place {expected[place]}: the warehouse did not keep "
-                "the order of the result; rerun the step, and report this as a defect if it comes again"
-            )
-        self._next += len(batch)
-        return batch
 
 
 def restricts_column(batch: pa.RecordBatch, schema: Schema) -> pa.Array:

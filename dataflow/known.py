@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dataflow.columns import is_counted, is_past
 from dataflow.encoding import TowerEncoder
-from dataflow.entities import ByIndex
+from dataflow.numbers import ByIndex
 from lockstep.features import last_values
 from lockstep.schema import Feature, Schema
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataflow.columns import is_counted, is_past
-from lockstep.features import features_type
+from dataflow.numbers import feature_structs, named_values, plain
 from lockstep.schema import Schema
 
 SAMPLE_ROWS = 50_000
@@ -65,29 +65,27 @@ def with_features(sample: pa.Table, known: Path, schema: Schema) -> pa.Table:
         sample: rows of queries/training_examples.sql.
         known: the Parquet file of queries/known_candidates.sql.
     """
-    past = sample["past"].combine_chunks() if schema.max_history else None
+    past = plain(sample["past"]) if schema.max_history else pa.array([], pa.list_(pa.int64()))
     indices = sample["candidate_index"].to_numpy()
-    named = np.unique(np.concatenate([indices, *([] if past is None else [past.flatten().to_numpy()])]))
+    named = np.unique(np.concatenate([indices, past.flatten().to_numpy()]))
     rows = _rows(known, named)
     labels = rows.take(pa.array(np.searchsorted(named, indices)))
+    places = pa.array(np.searchsorted(named, past.flatten().to_numpy()))
+    lists = pa.ListArray.from_arrays(_offsets(past), places)
     query = {
-        name: _history(rows[f"past_{name}"], past, named) if is_past(feature) else sample[f"q_{name}"]
+        name: named_values(rows[f"past_{name}"], lists) if is_past(feature) else sample[f"q_{name}"]
         for name, feature in schema.query.items()
     }
     candidate = {
         name: (sample if is_counted(feature) else labels)[f"c_{name}"] for name, feature in schema.candidate.items()
     }
     for tower, columns in (("query", query), ("candidate", candidate)):
-        fields = list(features_type(schema, tower))
-        arrays = [_array(columns[field.name]).cast(field.type) for field in fields]
-        sample = sample.append_column(tower, pa.StructArray.from_arrays(arrays, fields=fields))
+        sample = sample.append_column(tower, feature_structs(schema, tower, columns))
     return sample
 
 
-def _history(elements: pa.ChunkedArray, past: pa.ListArray, named: NDArray[np.int64]) -> pa.ListArray:
-    values = elements.take(pa.array(np.searchsorted(named, past.flatten().to_numpy())))
-    offsets = np.concatenate([[0], np.cumsum(np.asarray(past.value_lengths().fill_null(0)))])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _array(values))
+def _offsets(lists: pa.ListArray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(np.asarray(lists.value_lengths().fill_null(0)))]), pa.int32())
 
 
 def _rows(known: Path, named: NDArray[np.int64]) -> pa.Table:
@@ -99,7 +97,3 @@ def _rows(known: Path, named: NDArray[np.int64]) -> pa.Table:
             found.append(pa.Table.from_batches([batch]).take(pa.array(named[begin:end] - first)))
             first += len(batch)
     return pa.concat_tables(found).combine_chunks()
-
-
-def _array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

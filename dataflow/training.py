@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from dataflow.columns import candidate_features, is_counted, is_past, past_values, query_features
-from dataflow.entities import ByIndex, split_candidates, write_parts
+from dataflow.entities import split_candidates, write_parts
 from dataflow.interactions import counts_by
+from dataflow.numbers import ByIndex
 from dataflow.split import POPULAR_DAYS, Cuts
 from dataflow.sql import render
 from dataflow.stages import Stage
@@ -79,7 +80,7 @@ def write_training_rows(
     features = candidate_features(schema, columns)
     counted = {name: sql for name, sql in features.items() if is_counted(schema.candidate[name])}
     static = {name: sql for name, sql in features.items() if name not in counted}
-    known = render("known_candidates", candidate=static, past=past_values(schema, columns))
+    known = render("known_candidates", known="catalogue", candidate=static, past=past_values(schema, columns))
     warehouse.export(known, work / KNOWN)
     warehouse.create("training_entities", render("training_entities"))
     newest = warehouse.rows(render("newest_example"))[0]

@@ -362,7 +362,9 @@ def test_known_candidates_stand_in_the_order_of_their_index(warehouse: Warehouse
     columns = warehouse.schema("candidates_now")
     features = candidate_features(SCHEMA, columns)
     static = {name: features[name] for name in ("track", "words", "price")}
-    found = warehouse.rows(render("known_candidates", candidate=static, past=past_values(SCHEMA, columns)))
+    found = warehouse.rows(
+        render("known_candidates", known="catalogue", candidate=static, past=past_values(SCHEMA, columns))
+    )
     assert [(row["candidate_id"], row["c_words"], row["past_history"]) for row in found] == [
         ("b", "blue b", "b"),
         ("c", "green c", "c"),
@@ -591,31 +593,32 @@ def test_evaluation_queries_have_features_history_and_targets(warehouse: Warehou
 
 
 def test_query_entities_as_they_are_now(warehouse: Warehouse) -> None:
-    candidates, queries = warehouse.schema("candidates_now"), warehouse.schema("queries_now")
+    assert warehouse.create("numbered_candidates", render("numbered_candidates")) == 6
+    query = query_features(SCHEMA, warehouse.schema("queries_now"), moment=literal(day(6)))
     sql = render(
         "query_entities",
-        query=struct(query_features(SCHEMA, queries, moment=literal(day(6)))),
-        past={"excluded": "event.candidate_id", **past_values(SCHEMA, candidates)},
+        query={name: query[name] for name in ("country", "when", "busy")},
         max_history=2,
         counts=SCHEMA.counts("query"),
         day=day_of(day(6)),
     )
     found = warehouse.rows(sql)
-    # BigQuery writes an array that is NULL as an empty one.
-    assert [(row["id"], row["history"] or []) for row in found] == [
-        ("ann", ["c", "d"]),
-        ("bob", ["a", "g"]),
-        ("cat", ["b", "f"]),
-        ("dan", ["d", "a"]),
-        ("eve", []),
+    # By id: a 0, b 1, c 2, d 3, f 4, g 5.
+    assert [(row["id"], row["past"] or None) for row in found] == [
+        ("ann", [2, 3]),
+        ("bob", [0, 5]),
+        ("cat", [1, 4]),
+        ("dan", [3, 0]),
+        ("eve", None),
     ]
     # On days 4 and 5: bob's a and g, cat's a and d.
-    assert [row["features"]["busy"] for row in found] == [0.0, 2.0, 2.0, 0.0, 0.0]
-    ann = found[0]["features"]
-    assert ann["history"] == ["c", "d"]
-    assert math.isnan(ann["prices"][0])  # c has no price
-    assert ann["prices"][1] == 4.0
-    assert (ann["country"], ann["when"]) == ("DE", day(6))
+    assert [row["q_busy"] for row in found] == [0.0, 2.0, 2.0, 0.0, 0.0]
+    assert (found[0]["q_country"], found[0]["q_when"]) == ("DE", day(6))
+
+
+def test_query_entities_without_a_history(warehouse: Warehouse) -> None:
+    sql = render("query_entities", query={}, max_history=0, counts=(), day=0)
+    assert [list(row.values()) for row in warehouse.rows(sql)] == [["ann"], ["bob"], ["cat"], ["dan"], ["eve"]]
 
 
 def test_candidates_as_they_are_now(warehouse: Warehouse) -> None:
