@@ -62,7 +62,7 @@ def command(step: str, root: Path, outputs: Path) -> list[str]:
         line += [f"--{role.replace('_', '-')}", str(part(root, "v1.1", "index" if role == "ann_index" else role))]
     for role in MADE_BY[step]:
         line += [f"--{role.replace('_', '-')}", str(outputs / role)]
-    if step == "evaluate_towers":
+    if step in ("generate_examples", "evaluate_towers"):
         line += ["--report", str(outputs / "report.html")]
     if step.startswith("embed"):
         line += ["--snapshot", "1"]
