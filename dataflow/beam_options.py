@@ -19,7 +19,7 @@ from lockstep.errors import ConfigError
 
 LOCAL_RUNNERS = ("DirectRunner", "PrismRunner")
 """Their workers see this machine's disk."""
-OURS = ("runner", "job_name", "dry_run", "template_location", "dataflow_job_file")
+OURS = ("runner", "job_name", "dry_run", "template_location", "dataflow_job_file", "help", "h")
 """Options that Lockstep sets itself, or that would keep the step from running."""
 # Beam's DirectRunner tries first to download another runner; this is the one that it falls back on.
 _IN_PROCESS = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
@@ -60,8 +60,9 @@ def _check_names(options: Mapping[str, Any]) -> None:
         if name in OURS:
             raise ConfigError(f"[data.beam] {name}: leave it out, Lockstep sets it itself; the runner is [data] runner")
         if name not in names:
-            near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=0)[0]
-            raise ConfigError(f"[data.beam] {name}: Beam has no such option; the nearest is {near!r}")
+            near = difflib.get_close_matches(name, sorted(names), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ": see its documentation of pipeline options"
+            raise ConfigError(f"[data.beam] {name}: Beam has no such option{hint}")
 
 
 def _checked(options: PipelineOptions) -> PipelineOptions:

@@ -105,13 +105,20 @@ def _entity_rows(batch: pa.RecordBatch, elements: pa.Table, schema: Schema) -> p
     return pa.RecordBatch.from_arrays(arrays, names=["id", "features", "history"])
 
 
-def split_candidates(warehouse: Warehouse, schema: Schema, cut: datetime, destination: Path, work: Path) -> None:
-    """Write the catalogue's candidates as they were at a cut: their features count nothing that came later."""
+def split_candidates(
+    warehouse: Warehouse, schema: Schema, cut: datetime, destination: Path, work: Path, *, held_out: bool
+) -> None:
+    """Write the catalogue's candidates as they were at a cut: their features count nothing that came later.
+
+    Args:
+        held_out: whether they count the events of held-out entities, some of which are targets of validation.
+    """
     sql = render(
         "split_candidates",
         candidate=struct(candidate_features(schema, warehouse.schema("candidates_now"))),
         counts=schema.counts("candidate"),
         day=day_of(cut),
+        held_out=held_out,
     )
     file = work / "candidates.parquet"
     warehouse.export(sql, file)

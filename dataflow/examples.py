@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from dataflow.records import RecordFeature, RecordLayout
 from dataflow.row_encoding import RowEncoder
 from dataflow.sample import Sample
 from dataflow.worker_files import local, matches, read, remove, seen_by_workers, written
-from lockstep.errors import ConfigError, DataError
+from lockstep.errors import ConfigError, DataError, LockstepError
 from lockstep.schema import Schema
 
 _READERS = 16
@@ -149,7 +149,7 @@ def write_examples(
     started = time.monotonic()
     folders = Folders(*(seen_by_workers(path, runner) for path in (rows, known, preprocessing, destination)))
     pipeline = examples_pipeline(pipeline_options(runner, options, run_id), plan, folders)
-    with _progress(plan, folders.destination) if runner in LOCAL_RUNNERS else nullcontext():
+    with _progress(plan, folders.destination) if runner in LOCAL_RUNNERS else _elsewhere(runner):
         result = pipeline.run()
         state = result.wait_until_finish()
     if state not in (None, PipelineState.DONE):
@@ -198,6 +198,20 @@ def _sample(plan: ExamplesPlan, rows: str) -> pa.Table:
     with ThreadPoolExecutor(_READERS, "read-sample") as pool:
         tables = list(pool.map(rows_of, matches(f"{rows}/sample", "*.parquet")))
     return Sample(plan.rows).smallest(tables)
+
+
+@contextmanager
+def _elsewhere(runner: str) -> Iterator[None]:
+    """Say what a runner that is not in this process complains of; it raises whatever it likes."""
+    try:
+        yield
+    except LockstepError:
+        raise
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"the {runner} did not run the examples job: {first}; see [data.beam], and the runner's own log"
+        ) from error
 
 
 @contextmanager

@@ -76,7 +76,14 @@ def run(*, examples: Path, preprocessing: Path, entities: Path, run_id: str, dat
     Raises:
         DataError: the source cannot be read, too many rows are bad, a split is empty, or rows have vanished.
         SchemaError: a feature's column is missing or of the wrong type.
+        ConfigError: an option that Beam does not take, or a runner whose workers cannot see the output.
     """
+    from dataflow.beam_options import pipeline_options
+    from dataflow.worker_files import seen_by_workers
+
+    # Before anything is read or paid for.
+    pipeline_options(data.runner, data.beam, run_id)
+    seen_by_workers(examples, data.runner)
     job = _Job(fresh_directory(examples), fresh_directory(preprocessing), fresh_directory(entities), data, schema)
     # Beside the output, on the same disk; a crashed attempt's is replaced.
     work = fresh_directory(examples.parent / f".{examples.name}.work")

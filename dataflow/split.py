@@ -40,7 +40,12 @@ class Cuts:
 
     def oldest_label(self, data: DataSection) -> datetime | None:
         """The moment before which no event is a label; None where age does not matter."""
-        return None if data.max_age_days is None else self.validation_from - timedelta(days=data.max_age_days)
+        if data.max_age_days is None:
+            return None
+        try:
+            return self.validation_from - timedelta(days=data.max_age_days)
+        except OverflowError:  # before the first day of the calendar
+            return None
 
 
 def split_bucket(entity: str, buckets: int = BUCKETS) -> int:
@@ -75,7 +80,10 @@ def find_cuts(warehouse: Warehouse, data: DataSection) -> Cuts:
     span = warehouse.rows(render("span"))[0]
     events, newest = int(span["events"]), span["newest"]
     if events == 0:
-        raise DataError("no usable event is left: see dead_letters.jsonl for what became of the rows, mend [data] path")
+        low = f", or lower [data] min_engagement = {data.min_engagement:g}" if data.min_engagement is not None else ""
+        raise DataError(
+            f"no usable event is left: see dead_letters.jsonl for what became of the rows, mend [data] path{low}"
+        )
     test_from = _utc(data.test_from) or _cut(warehouse, max(1, round(events * data.test_share)))
     tested = int(warehouse.rows(render("events_from", moment=test_from))[0]["events"])
     if tested == 0:

@@ -75,7 +75,8 @@ def write_training_rows(
     candidates = _catalogue(warehouse, cuts, examples, work)
     if schema.counts("candidate"):
         for split, cut in (("validation", cuts.validation_from), ("test", cuts.test_from)):
-            split_candidates(warehouse, schema, cut, examples / f"{split}_candidates", work)
+            folder = examples / f"{split}_candidates"
+            split_candidates(warehouse, schema, cut, folder, work, held_out=split == "test")
     columns = warehouse.schema("candidates_now")
     features = candidate_features(schema, columns)
     counted = {name: sql for name, sql in features.items() if is_counted(schema.candidate[name])}
@@ -129,7 +130,8 @@ def _stage_events(warehouse: Warehouse, schema: Schema, data: DataSection, cuts:
     if not labels:
         raise DataError(
             f"no training example is left of {staged} events ({stages}): set [data] validation_from later than "
-            f"{cuts.validation_from}, or lower validation_share, test_share, holdout_share or min_history"
+            f"{cuts.validation_from}, or lower validation_share, test_share, holdout_share or min_history, "
+            "or raise max_age_days"
         )
     for tower in ("query", "candidate"):
         if schema.counts(tower):

@@ -22,7 +22,7 @@ from lockstep.schema import Schema
 class Section(BaseModel):
     """A section of the file, frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, as a pipeline parameter carries them; KFP has no null, and None is always the default."""
@@ -65,7 +65,7 @@ class EventsTable(Section):
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = "auto"
     """The unit of an integer timestamp; `auto` for timestamp columns, ISO 8601 text and obvious integers."""
     position: str | None = None
-    """Orders events of one moment; the file's order where there is none."""
+    """Orders events of one moment. Without it they are simultaneous: none is in the history of another."""
     engagement: str | None = None
     """How much the event meant (seconds watched, rating, pieces sold): see [data] min_engagement, engagement_weight."""
     multiline: bool = False
@@ -126,7 +126,7 @@ class DataSection(Section):
     pairing: Literal["next_event", "co_occurrence", "candidate_pairs"] = "next_event"
     """What an example pairs: the past with the next event; the rest of a basket or playlist with each of its
     candidates; or one candidate with another of the same basket (title with title)."""
-    window: int = Field(5, ge=1)
+    window: int = Field(5, ge=1, le=1_000)
     """`candidate_pairs`: candidates at most this many places apart are a pair."""
     min_engagement: float | None = None
     """Events of less engagement, or of none, are no positives: neither labels nor targets nor history."""

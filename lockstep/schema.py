@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import keyword
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -227,6 +228,8 @@ class Schema(BaseModel):
         where = f"[schema.{tower}.{name}]"
         if not NAME.fullmatch(name):
             raise SchemaError(f"{where}: a feature's name matches {NAME.pattern}")
+        if keyword.iskeyword(name) or name == "self":
+            raise SchemaError(f"{where}: {name!r} means something to Python: give it another name and set columns")
         if len(feature.columns) != 1 and feature.type != "text":
             raise SchemaError(f"{where}: {feature.type} takes one column, found {list(feature.columns)}")
         for column in feature.columns:

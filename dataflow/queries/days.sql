@@ -1,8 +1,10 @@
 -- For each day on which an entity or a candidate has an event: its events in so many days before that day.
--- Days are whole, so no event of the day itself is counted, nor the event that asks.
+-- Days are whole, so no event of the day itself is counted, nor the event that asks; and none of a held-out entity,
+-- which training never sees.
 WITH daily AS (
   SELECT {{ key | ident }}, day, COUNT(*) AS events
   FROM ordered_events
+  WHERE NOT held_out
   GROUP BY {{ key | ident }}, day
 )
 SELECT

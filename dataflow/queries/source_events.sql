@@ -1,4 +1,4 @@
--- The good events. A table has no order: without a position, events of one moment are ordered by their candidate.
+-- The good events. Without a position, events of one moment are simultaneous.
 SELECT
   query_id,
   candidate_id,
@@ -6,7 +6,7 @@ SELECT
 {% if positioned %}
   position,
 {% else %}
-  ROW_NUMBER() OVER (PARTITION BY query_id ORDER BY event_time, candidate_id) - 1 AS position,
+  0 AS position,
 {% endif %}
   engagement
 FROM {{ judged | ident }}

@@ -1,7 +1,7 @@
 -- The rows of examples/<split>_candidates: the catalogue's candidates as they were at a split's cut, in its order.
 {% from "_counts.sql" import counts_at %}
 WITH candidate_counts AS (
-{{ counts_at("candidate_id", counts, day) }}
+{{ counts_at("candidate_id", counts, day, held_out) }}
 )
 SELECT catalogue.candidate_index, catalogue.candidate_id AS id, {{ candidate }} AS features
 FROM catalogue

@@ -29,6 +29,12 @@ def read_tables(section: DataSection, warehouse: Warehouse, dead_letters: DeadLe
     Returns:
         The counts, which add up: rows in = rows written + rows dead-lettered.
     """
+    engaged = section.tables is not None and section.tables.events.engagement is not None
+    wanted = section.min_engagement is not None or section.engagement_weight != "none"
+    if wanted and not engaged and section.source != "synthetic":
+        raise ConfigError(
+            "[data] min_engagement and engagement_weight need a column to go by: set [data.tables.events] engagement"
+        )
     if section.source == "bigquery":
         return bigquery.read_tables(section, warehouse, dead_letters, work)
     counts = read_source(section, work / "source", dead_letters)

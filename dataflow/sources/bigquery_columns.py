@@ -15,7 +15,7 @@ import pyarrow as pa
 from dataflow.dead_letters import Reason
 from dataflow.sources.moments import EARLIEST, LATEST, PER_SECOND
 from dataflow.sources.output import TIME
-from dataflow.sources.rows import MAX_TEXT_BYTES
+from dataflow.sources.rows import MAX_NUMBER, MAX_TEXT_BYTES
 from dataflow.sql import ident, literal
 from lockstep.errors import DataError
 from lockstep.schema import MAX_ID_BYTES
@@ -116,7 +116,7 @@ def judge_double(column: SourceColumn) -> Judged:
     faults = (
         (f"REGEXP_CONTAINS({text}, {literal(_NOT_FINITE)})", Reason.NOT_FINITE),
         (f"{text} <> '' AND NOT {number}", Reason.WRONG_TYPE),
-        (f"{number} AND IFNULL(IS_INF({value}), TRUE)", Reason.NOT_FINITE),
+        (f"{number} AND IFNULL(ABS({value}) > {MAX_NUMBER!r}, TRUE)", Reason.NOT_FINITE),
     )
     return Judged(value, pa.float64(), faults)
 
@@ -232,7 +232,7 @@ def _too_long(text: str) -> tuple[str, Reason]:
 
 
 def _not_finite(number: str) -> str:
-    return f"IS_NAN({number}) OR IS_INF({number})"
+    return f"IS_NAN({number}) OR ABS({number}) > {MAX_NUMBER!r}"
 
 
 def _out_of_range(moment: str) -> str:

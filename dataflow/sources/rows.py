@@ -17,6 +17,8 @@ from dataflow.dead_letters import DeadLetters, Reason
 from lockstep.errors import DataError
 from lockstep.schema import MAX_ID_BYTES
 
+MAX_NUMBER = 3.4028234663852886e38
+"""The greatest float32."""
 MAX_TEXT_BYTES = 10_000
 """Longest text of an attribute, in UTF-8."""
 INVALID = "\ufdd0"
@@ -123,7 +125,7 @@ def _whole_numbers(values: pa.Array, check: RowCheck, column: str) -> pa.Array:
 
 
 def parse_doubles(values: pa.Array, check: RowCheck, column: str) -> pa.Array:
-    """Finite numbers, yes and no as 1 and 0; null is allowed, NaN is not: a missing number is null."""
+    """Numbers that are finite as float32, yes and no as 1 and 0; null is allowed, NaN is not: missing is null."""
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int64())
     if not _is_number(values.type):
@@ -135,7 +137,8 @@ def parse_doubles(values: pa.Array, check: RowCheck, column: str) -> pa.Array:
         check.reject(pc.invert(number), Reason.WRONG_TYPE, column)
         values = pc.replace_substring_regex(pc.if_else(number, text, None), r"^\+", "")
     values = values.cast(pa.float64(), safe=False)
-    check.reject(pc.invert(pc.is_finite(values)), Reason.NOT_FINITE, column)
+    # Towers take float32, in which a greater number is infinite.
+    check.reject(pc.invert(pc.less_equal(pc.abs(values), MAX_NUMBER)), Reason.NOT_FINITE, column)
     return values
 
 

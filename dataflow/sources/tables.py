@@ -112,8 +112,8 @@ class _Reader:
         parsed: dict[str, pa.Array] = {}
         for name, parser in self.parsers.items():
             column = self.columns.get(name)
-            if column is None:  # the position of events that have none: the order of the file
-                parsed[name] = pa.array(np.arange(start, start + len(rows), dtype=np.int64))
+            if column is None:  # the position of events that have none: those of one moment are simultaneous
+                parsed[name] = pa.array(np.zeros(len(rows), dtype=np.int64))
                 continue
             try:
                 parsed[name] = parser(rows.column(column), check, column)

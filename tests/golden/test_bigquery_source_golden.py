@@ -86,10 +86,10 @@ def test_events_are_judged_in_the_order_of_their_columns(warehouse: Warehouse) -
         ("time out of range", "when", 1),  # the year 2300; that its engagement is NaN comes after
         ("missing time", "when", 1),
     ]
-    assert rows(warehouse, "SELECT * FROM events ORDER BY query_id, position") == [
+    assert rows(warehouse, "SELECT * FROM events ORDER BY query_id, event_time, candidate_id") == [
         ("ann", "3", day(1, 12, 30), 0, 2.5),
-        ("ann", "1", day(2), 1, None),  # of one moment: by candidate
-        ("ann", "2", day(2), 2, 1.0),
+        ("ann", "1", day(2), 0, None),  # of one moment and simultaneous
+        ("ann", "2", day(2), 0, 1.0),
     ]
 
 

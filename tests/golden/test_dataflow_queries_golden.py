@@ -261,12 +261,12 @@ def test_the_catalogue_counts_what_was_known_when(warehouse: Warehouse) -> None:
         " popular_30d_validation FROM catalogue ORDER BY candidate_index"
     )
     assert rows(warehouse, sql) == [
-        # ann 1 | bob 2 | dan 2 ; popular from day 2 to 5, for validation from day 3 to 4
-        ("b", 0, 1, 2, 3, 2, 0),
+        # ann 1 | bob 2 | dan 2 ; popular from day 2 to 5; for validation from day 3 to 4, without dan (held out)
+        ("b", 0, 1, 2, 2, 2, 0),
         # ann 3 | bob 2 | dan 1
-        ("c", 1, 1, 2, 3, 2, 1),
+        ("c", 1, 1, 2, 2, 2, 1),
         # ann 3 | dan 3
-        ("d", 2, 1, 1, 2, 2, 2),
+        ("d", 2, 1, 1, 1, 2, 1),
         # ann 1 | bob 4
         ("a", 3, 0, 1, 1, 1, 0),
         # bob 4
@@ -275,7 +275,7 @@ def test_the_catalogue_counts_what_was_known_when(warehouse: Warehouse) -> None:
     assert rows(warehouse, render("catalogue_rows")) == [
         (0, "b", 1, 2, 0, 1 / 3),
         (1, "c", 1, 2, 1, 1 / 3),
-        (2, "d", 1, 2, 2, 1 / 3),
+        (2, "d", 1, 2, 1, 1 / 3),
         (3, "a", 0, 1, 0, 0.0),
         (4, "g", 0, 1, 0, 0.0),
     ]
@@ -320,8 +320,8 @@ def test_training_examples_know_only_what_is_strictly_before(warehouse: Warehous
         ("DE", day(3)),
         ("DE", day(3)),
     ]
-    # Of c: dan's on day 1, bob's on day 2. Of d, dan's is of the same day and does not count.
-    assert [row["c_sold"] for row in found] == [0.0, 2.0, 0.0]
+    # Of c bob's on day 2; dan's on day 1 is held out.
+    assert [row["c_sold"] for row in found] == [0.0, 1.0, 0.0]
     assert [row["q_busy"] for row in found] == [0.0, 2.0, 2.0]
     assert [row["newest_past_time"] for row in found] == [day(1), day(1), day(1)]
     assert [row["weight"] for row in found] == [1.0, 1.0, 1.0]
@@ -442,41 +442,40 @@ def test_old_labels_are_left_out_but_not_from_histories(warehouse: Warehouse) ->
 
 
 def test_counts_are_of_the_days_before_each_day(warehouse: Warehouse) -> None:
-    # 2024-01-01 is day 19,723. Of c: dan on day 1, bob on day 2, ann on day 3.
+    # 2024-01-01 is day 19,723. Of c: bob on day 2, ann on day 3. Nothing of dan, who is held out.
     sql = "SELECT candidate_id, day, events_2d FROM candidate_days WHERE candidate_id IN ('a', 'c') ORDER BY 1, 2"
     assert rows(warehouse, sql) == [
         ("a", 19_723, 0),
         ("a", 19_726, 0),
         ("a", 19_727, 1),  # bob on day 4
-        ("a", 19_728, 2),  # bob on day 4, cat on day 5
-        ("c", 19_723, 0),
-        ("c", 19_724, 1),
-        ("c", 19_725, 2),
+        ("c", 19_724, 0),
+        ("c", 19_725, 1),
     ]
-    assert rows(warehouse, "SELECT day, events_2d FROM query_days WHERE query_id = 'dan' ORDER BY day") == [
-        (19_723, 0),
-        (19_724, 1),
-        (19_725, 2),
-        (19_728, 0),
+    assert rows(warehouse, "SELECT day, events_2d FROM query_days WHERE query_id = 'cat' ORDER BY day") == [
+        (19_727, 0),
+        (19_728, 2),
     ]
+    assert rows(warehouse, "SELECT day FROM query_days WHERE query_id = 'dan'") == []
 
 
-def test_candidates_as_they_were_at_a_cut(warehouse: Warehouse) -> None:
+@pytest.mark.parametrize(
+    ("held_out", "sold"),
+    [
+        # On days 3 and 4: ann's c and d, bob's a and g; dan's d, who is held out.
+        (True, {"b": 0.0, "c": 1.0, "d": 2.0, "a": 1.0, "g": 1.0}),
+        (False, {"b": 0.0, "c": 1.0, "d": 1.0, "a": 1.0, "g": 1.0}),
+    ],
+)
+def test_candidates_as_they_were_at_a_cut(warehouse: Warehouse, held_out: bool, sold: dict[str, float]) -> None:
     candidates = warehouse.schema("candidates_now")
     sql = render(
         "split_candidates",
         candidate=struct(candidate_features(SCHEMA, candidates)),
         counts=SCHEMA.counts("candidate"),
         day=day_of(day(5)),
+        held_out=held_out,
     )
-    # On days 3 and 4: ann's c and d, dan's d, bob's a and g.
-    assert [(row["id"], row["features"]["sold"]) for row in warehouse.rows(sql)] == [
-        ("b", 0.0),
-        ("c", 1.0),
-        ("d", 2.0),
-        ("a", 1.0),
-        ("g", 1.0),
-    ]
+    assert [(row["id"], row["features"]["sold"]) for row in warehouse.rows(sql)] == list(sold.items())
 
 
 def judge(warehouse: Warehouse, split: str, *, seed_events: int, max_targets: int = 500, queries: int = 100) -> None:

@@ -227,17 +227,17 @@ def test_bad_elements_of_a_list_reject_their_row(fake: FakeBigQuery, tmp_path: P
     }
 
 
-def test_without_a_position_events_of_one_moment_are_ordered_by_candidate(fake: FakeBigQuery, tmp_path: Path) -> None:
+def test_without_a_position_events_of_one_moment_are_simultaneous(fake: FakeBigQuery, tmp_path: Path) -> None:
     rows = events(user=pa.array(["u", "u", "v", "u", "u"]), track=pa.array(["b", "a", "c", "a", "z"]))
     early = rows.set_column(
         2, "at", pa.array([GOOD] * 4 + [datetime(2024, 2, 1, tzinfo=UTC)], rows.schema.field("at").type)
     )
     counts, found, _ = from_bigquery(fake, {"events": early}, {"events": EVENTS}, tmp_path)
     assert sorted((row["query_id"], row["position"], row["candidate_id"]) for row in found["events"]) == [
+        ("u", 0, "a"),
+        ("u", 0, "a"),
+        ("u", 0, "b"),
         ("u", 0, "z"),
-        ("u", 1, "a"),
-        ("u", 2, "a"),
-        ("u", 3, "b"),
         ("v", 0, "c"),
     ]
     assert {row["engagement"] for row in found["events"]} == {None}

@@ -443,7 +443,7 @@ def test_beam_options_reach_beam() -> None:
 @pytest.mark.parametrize(
     ("option", "problem"),
     [
-        ({"max_num_worker": 3}, r"max_num_worker: Beam has no such option; the nearest is 'max_num_workers'"),
+        ({"max_num_worker": 3}, r"max_num_worker: Beam has no such option; did you mean 'max_num_workers'"),
         ({"runner": "DataflowRunner"}, r"runner: leave it out, Lockstep sets it itself; the runner is \[data\] runner"),
         ({"template_location": "gs://b/t"}, "template_location: leave it out"),
         ({"max_num_workers": "many"}, "argument --max_num_workers: invalid int value: 'many'"),

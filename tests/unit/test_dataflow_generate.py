@@ -245,7 +245,7 @@ def counted(world: World, moment: datetime, days: int, *, entity: str | None = N
         midnight - timedelta(days=days) <= time < midnight
         for who, events in world.used.items()
         for time, _, candidate in events
-        if who == entity or candidate == label
+        if who == entity or (candidate == label and not held_out(who))
     )
 
 
@@ -482,7 +482,13 @@ def test_the_catalogue_is_what_was_known_before_the_test_cut(world: World, made:
         times = [time for time, candidate in before if candidate == row["id"]]
         assert row["popular_30d"] == sum(time >= CUTS["test_from"] - month for time in times)
         cut = CUTS["validation_from"]
-        assert row["popular_30d_validation"] == sum(cut - month <= time < cut for time in times)
+        seen = [
+            time
+            for entity, events in world.used.items()
+            for time, _, candidate in events
+            if candidate == row["id"] and not held_out(entity)
+        ]
+        assert row["popular_30d_validation"] == sum(cut - month <= time < cut for time in seen)
     assert [row["count"] for row in rows] == sorted((row["count"] for row in rows), reverse=True)
     assert sum(row["probability"] for row in rows) == pytest.approx(1.0)
 
@@ -491,7 +497,12 @@ def test_the_catalogue_is_what_was_known_before_the_test_cut(world: World, made:
 def test_evaluation_queries_are_those_that_plain_python_derives(world: World, made: Path, split: str) -> None:
     cut = CUTS[f"{split}_from"]
     end = CUTS["test_from"] if split == "validation" else START + timedelta(days=1_000)
-    known = {c for events in world.used.values() for time, _, c in events if time < cut}
+    known = {
+        c
+        for entity, events in world.used.items()
+        for time, _, c in events
+        if time < cut and not (split == "validation" and held_out(entity))
+    }
     expected = {}
     for entity, events in world.used.items():
         visible = [event for event in events if event[0] < end]
@@ -613,6 +624,84 @@ def test_on_a_mounted_bucket_databases_and_mapped_files_stay_on_the_local_disk(
     assert sorted(path.name for path in mounted.iterdir()) == ["entities", "examples", "preprocessing"]
     name = "train/part-00000-of-00004.tfrecord.gz"
     assert digest(mounted / "examples" / name) == digest(made / "examples" / name)
+
+
+def test_a_held_out_target_is_in_no_count_and_not_known_by_itself(tmp_path: Path) -> None:
+    """The only event of `secret` is a target of validation: nothing may tell that it will be taken."""
+    held = next(f"h{number}" for number in range(1_000) if held_out(f"h{number}"))
+    rows = [(f"u{n % 7}x{n % 3}", f"c{n % 5}", START + timedelta(days=n), 0) for n in range(90)]
+    rows = [row for row in rows if not held_out(row[0])]
+    rows += [(held, f"c{n}", START + timedelta(days=n), 1) for n in range(3)]
+    rows += [(held, "secret", START + timedelta(days=58), 0)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "events.parquet", ["user", "thing", "at", "pos"], rows, {"at": pa.timestamp("us", "UTC")})
+    tables = {
+        "events": {
+            "file": "events.parquet",
+            "query": "user",
+            "candidate": "thing",
+            "timestamp": "at",
+            "position": "pos",
+        }
+    }
+    schema = {
+        "query": {"history": {"type": "id_sequence", "columns": ["history.candidate_id"], "shares": "track"}},
+        "candidate": {
+            "track": {"type": "id", "columns": ["candidate_id"]},
+            "trend": {"type": "numeric", "columns": ["events.7d"]},
+        },
+    }
+    made = generate(tmp_path / "out", section(folder, tables=tables, seed_events=3), schema)
+    catalogue = {row["id"]: row for row in pq.read_table(made / "examples" / "catalogue.parquet").to_pylist()}
+    assert catalogue["secret"]["popular_30d_validation"] == 0
+    candidates = {row["id"]: row for row in pq.read_table(made / "examples" / "validation_candidates").to_pylist()}
+    assert candidates["secret"]["features"]["trend"] == 0.0
+    queries = pq.read_table(made / "examples" / "validation").to_pylist()
+    assert "secret" not in {target for row in queries for target in row["targets"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"beam": {"max_num_worker": 3}},
+            r"\[data.beam\] max_num_worker: Beam has no such option; did you mean 'max_num",
+        ),
+        ({"beam": {"nonsense": 3}}, "Beam has no such option: see its documentation"),
+        ({"beam": {"help": True}}, "help: leave it out"),
+        ({"runner": "DataflowRunner"}, "cannot see"),
+        ({"min_engagement": 3.0}, "need a column to go by"),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_is_read(
+    world: World, tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        generate(tmp_path, section(world.folder, **changes))
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_without_a_position_events_of_one_moment_are_in_no_history_of_each_other(tmp_path: Path) -> None:
+    rows = [(f"u{n % 40}", f"c{n % 13}", START + timedelta(days=n % 90)) for n in range(700)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "events.parquet", ["user", "thing", "at"], rows, {"at": pa.timestamp("us", "UTC")})
+    tables = {"events": {"file": "events.parquet", "query": "user", "candidate": "thing", "timestamp": "at"}}
+    schema = {
+        "query": {
+            "who": {"type": "id", "columns": ["query_id"]},
+            "history": {"type": "id_sequence", "columns": ["history.candidate_id"], "shares": "track"},
+        },
+        "candidate": {"track": {"type": "id", "columns": ["candidate_id"]}},
+    }
+    made = generate(tmp_path / "out", section(folder, tables=tables), schema)
+    first: dict[tuple[str, str], datetime] = {}
+    for user, thing, moment in rows:
+        first[user, thing] = min(first.get((user, thing), moment), moment)
+    found = decoded(made)
+    assert len(found) > 100
+    assert all(first[user, past] < first[user, label] for user, label, history in found for past in history)
 
 
 def test_another_seed_changes_the_order_only(world: World, made: Path, tmp_path: Path) -> None:

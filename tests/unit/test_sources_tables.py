@@ -53,14 +53,14 @@ def test_csv_events_make_their_own_candidates_and_queries(tmp_path: Path) -> Non
             "query_id": "u1",
             "candidate_id": "x",
             "event_time": NOON.replace(second=1, microsecond=500_000),
-            "position": 1,
+            "position": 0,
             "engagement": None,
         },
         {
             "query_id": "u2",
             "candidate_id": "007",
             "event_time": datetime(2024, 5, 7, tzinfo=UTC),
-            "position": 2,
+            "position": 0,
             "engagement": None,
         },
     ]
@@ -244,7 +244,7 @@ def test_a_glob_a_tab_a_byte_order_mark_and_gzip_are_read_in_the_order_of_names(
         file.write(b"thing,at,user\r\nt,2024-05-06,a\r\n")
     pq.write_table(pa.table({"user": ["c"], "thing": ["t"], "at": ["2024-05-06"]}), tmp_path / "e-3.parquet")
     made = read(section(tmp_path, events={**EVENTS, "file": "e-*"}), tmp_path / "out")
-    assert [(event["query_id"], event["position"]) for event in made.events] == [("a", 0), ("b", 1), ("c", 2)]
+    assert [(event["query_id"], event["position"]) for event in made.events] == [("a", 0), ("b", 0), ("c", 0)]
 
 
 def test_tables_are_cut_into_files_and_batches_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,7 @@ def test_tables_are_cut_into_files_and_batches_without_a_trace(tmp_path: Path, m
     rows = "".join(f"u{n % 7},t{n},2024-05-06\n" for n in range(95))
     made = read_csv(tmp_path, "user,thing,at\n" + rows)
     assert [event["candidate_id"] for event in made.events] == [f"t{n}" for n in range(95)]
-    assert [event["position"] for event in made.events] == list(range(95))
+    assert {event["position"] for event in made.events} == {0}
     parts = sorted(path.name for path in (made.directory / "source" / "events").iterdir())
     assert parts == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet", "part-00003.parquet"]
 
