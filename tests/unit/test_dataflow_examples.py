@@ -477,6 +477,14 @@ def test_dataflow_workers_cannot_see_a_local_disk(tmp_path: Path) -> None:
         write_examples(*[tmp_path] * 4, plan_of(1, 1), runner="DataflowRunner", options={}, run_id="r1")
 
 
+def test_a_runner_that_is_not_there_is_a_sentence(step: Step, train: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows", [row(1)], 1)
+    with pytest.raises(DataError, match=r"the PortableRunner did not run the examples job: .*job_endpoint"):
+        write_examples(
+            rows, step.known, step.preprocessing, train, plan_of(1, 1), runner="PortableRunner", options={}, run_id="r1"
+        )
+
+
 def test_what_dataflow_lacks_is_said_before_anything_runs() -> None:
     pytest.importorskip("apache_beam.runners.dataflow.internal.apiclient", reason="needs the extra gcp")
     given = {"project": "p", "region": "europe-west4", "temp_location": "gs://bucket/tmp"}
