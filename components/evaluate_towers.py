@@ -35,7 +35,8 @@ def evaluate_towers(
     from pathlib import Path
 
     from components.envelope import stamp, start_step
-    from lockstep.config import EvaluateSection, parse_section
+    from lockstep.config import parse_section
+    from lockstep.model_sections import EvaluateSection
     from lockstep.version import ModelVersion
     from trainer import evaluate as job
 

@@ -34,7 +34,8 @@ def train_towers(
     from pathlib import Path
 
     from components.envelope import mounted, stamp, start_step
-    from lockstep.config import ModelSection, TrainSection, parse_section
+    from lockstep.config import parse_section
+    from lockstep.model_sections import ModelSection, TrainSection
     from lockstep.tags import read_tag
     from lockstep.version import ModelVersion
     from trainer import task

@@ -2,7 +2,8 @@
 
 `features.json` of the artifacts `preprocessing` and `examples`:
 
-    {"query": [{"name", "type", "dtype", "length", "size", "table", "dim"}, ...], "candidate": [...]}
+    {"query": [{"name", "type", "dtype", "length", "elements", "past", "size", "table", "dim"}, ...],
+     "candidate": [...]}
 
 Every feature has a fixed length. Ids: 0 is missing or padding, 1 is unknown, 2 and on are the vocabulary, most
 frequent first (hashed: 1 to the number of bins). Features of one `table` share an embedding table.
@@ -14,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from lockstep.schema import Feature, Schema
+from lockstep.schema import HISTORY, Feature, Schema
 
 FIRST_ID = 2
 """The id of the most frequent value; 0 is missing and 1 unknown."""
@@ -27,13 +28,17 @@ _FLOATS = {"numeric": 2, "timestamp": 6, "numeric_sequence": 3}
 class EncodedFeature:
     """One encoded feature.
 
-    `size` counts the ids, 0 included; it, `table` and `dim` are None where there is nothing to embed.
+    `size` counts the ids, 0 included; it, `table` and `dim` are None where there is nothing to embed. `elements` are
+    those of a sequence; ids and texts share `length` among them evenly. `past` features are read off the candidates of
+    the query's past.
     """
 
     name: str
     type: str
     dtype: str
     length: int
+    elements: int = 1
+    past: bool = False
     size: int | None = None
     table: str | None = None
     dim: int | None = None
@@ -126,13 +131,15 @@ def features_json(features: Mapping[str, Sequence[EncodedFeature]]) -> bytes:
 def _encoded(schema: Schema, tower: str, name: str, vocabularies: Mapping[str, Sequence[str]]) -> EncodedFeature:
     feature = schema.features(tower)[name]
     owner = table_owner(schema, tower, name)
+    past = feature.columns[0].startswith(HISTORY)
+    elements = feature.max_length if feature.is_sequence else 1  # type: ignore[union-attr]
     if owner is None:
-        return EncodedFeature(name, feature.type, "float32", _length(feature))
+        return EncodedFeature(name, feature.type, "float32", _length(feature), elements, past)
     bins = hash_bins(schema, owner)
     table = table_name(owner)
     size = len(vocabularies[table]) + FIRST_ID if bins is None else bins + 1
     dim = getattr(schema.features(owner[0])[owner[1]], "dim", None)
-    return EncodedFeature(name, feature.type, "int64", _length(feature), size, table, dim)
+    return EncodedFeature(name, feature.type, "int64", _length(feature), elements, past, size, table, dim)
 
 
 def _length(feature: Feature) -> int:

@@ -16,20 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lockstep.errors import ConfigError
+from lockstep.model_sections import EvaluateSection, ModelSection, TrainSection
 from lockstep.schema import Schema
-
-
-class Section(BaseModel):
-    """A section of the file, frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as a pipeline parameter carries them; KFP has no null, and None is always the default."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-
-SectionType = TypeVar("SectionType", bound=Section)
+from lockstep.section import Section, SectionType
 
 
 class RunSection(Section):
@@ -172,51 +161,6 @@ class DataSection(Section):
     """Training records in one file, about; a worker holds one file's records in memory."""
     seed: int = 1
     """Decides the order of the training records."""
-
-
-class TowerSection(Section):
-    """[model.query] and [model.candidate]: the dense layers above the feature embeddings."""
-
-    hidden: tuple[int, ...] = (128,)
-    """Units of each hidden layer; the embedding layer comes after them."""
-
-
-class ModelSection(Section):
-    """[model]: the architecture of both towers."""
-
-    embedding_dim: int = Field(64, ge=2)
-    feature_dim: int = Field(32, ge=1)
-    """Embedding size of a feature that does not name its own `dim`."""
-    query: TowerSection = TowerSection()
-    candidate: TowerSection = TowerSection()
-    temperature: float = Field(0.1, gt=0)
-    """Divides the cosine of the two vectors in the softmax."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-
-
-class TrainSection(Section):
-    """[train]: the training loop."""
-
-    batch_size: int = Field(1024, ge=2)
-    epochs: int = Field(5, ge=1)
-    optimizer: Literal["adagrad", "adam"] = "adam"
-    learning_rate: float = Field(0.001, gt=0)
-    decay: Literal["none", "cosine"] = "cosine"
-    """How the learning rate falls to zero over the whole training."""
-    half_life_days: float | None = Field(None, gt=0)
-    """An example this much older than the newest weighs half; None weighs all alike."""
-    shuffle_buffer: int = Field(1_000_000, ge=1)
-    """Records among which the next one is drawn; about 500 bytes of memory each."""
-    checkpoint_every_steps: int = Field(500, ge=1)
-    seed: int = 1
-
-
-class EvaluateSection(Section):
-    """[evaluate]: exact measures over the full catalogue."""
-
-    ks: tuple[int, ...] = (10, 20, 100)
-    exclude_history: bool = True
-    """Leave the query's own past out of the ranking."""
 
 
 class EmbedSection(Section):

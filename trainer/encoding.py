@@ -3,7 +3,8 @@
 `features.json` of the `examples` and of the `preprocessing` artifact describe them, and are equal where both come
 from one run:
 
-    {"query":     [{"name", "type", "dtype": "int64" | "float32", "length", "size", "table", "dim"}, ...],
+    {"query":     [{"name", "type", "dtype": "int64" | "float32", "length", "elements", "past", "size", "table", "dim"},
+                   ...],
      "candidate": [...]}
 """
 
@@ -13,7 +14,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import tensorflow as tf
 
 from lockstep.errors import CorruptArtifactError, InputMismatchError
 from lockstep.tags import Artifact
@@ -28,6 +31,8 @@ class EncodedFeature:
 
     Args:
         length: values in a row, fixed; ids are padded with 0.
+        elements: of a sequence, how many, oldest first (ids and texts share `length` among them evenly); else 1.
+        past: the values are read off the candidates of the query's past.
         size: number of ids, 0 (missing) and 1 (unknown) included; None for floats.
         table: the embedding table; features that name the same one share its weights.
         dim: width of that table, or None for the model's default.
@@ -37,9 +42,23 @@ class EncodedFeature:
     type: str
     dtype: Literal["int64", "float32"]
     length: int
+    elements: int = 1
+    past: bool = False
     size: int | None = None
     table: str | None = None
     dim: int | None = None
+
+
+class Repeated(NamedTuple):
+    """A sequence feature of a batch whose elements repeat: each distinct element once, and where it stands.
+
+    Args:
+        elements: [distinct, n] ids of each distinct element; row 0 is padding, all zeros.
+        places: [batch, elements] int32 rows of `elements`, oldest first; 0 where nothing stands, anywhere in the row.
+    """
+
+    elements: tf.Tensor
+    places: tf.Tensor
 
 
 @dataclass(frozen=True)

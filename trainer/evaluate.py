@@ -28,8 +28,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lockstep.config import EvaluateSection
 from lockstep.errors import DataError, InputMismatchError
+from lockstep.model_sections import EvaluateSection
 from lockstep.storage import fresh_directory
 from lockstep.tags import Artifact, Kind, Tag, open_artifact, write_tag
 from lockstep.towers import Tower

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from lockstep.config import TrainSection
 from lockstep.errors import TrainingError
+from lockstep.model_sections import TrainSection
 from lockstep.storage import write_atomically
 from trainer.input_pipeline import TrainingRecords
 from trainer.two_tower import TwoTowerModel

@@ -7,7 +7,7 @@ import json
 import logging
 from pathlib import Path
 
-from lockstep.config import ModelSection, TrainSection
+from lockstep.model_sections import ModelSection, TrainSection
 from lockstep.tags import Artifact, Kind, Tag, open_artifact
 from lockstep.version import ModelVersion
 from trainer.encoding import EncodedFeatures, Side, check_same_features, check_same_origin

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 
 import tensorflow as tf
 
-from lockstep.config import ModelSection, TowerSection
 from lockstep.errors import SchemaError
+from lockstep.model_sections import ModelSection, TowerSection
 from trainer.encoding import EncodedFeature, EncodedFeatures
 
 _PROJECTION_BIAS = 0.01

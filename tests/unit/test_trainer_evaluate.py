@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lockstep.config import EvaluateSection, ModelSection, TrainSection
 from lockstep.errors import InputMismatchError, VersionMismatchError
+from lockstep.model_sections import EvaluateSection, ModelSection, TrainSection
 from lockstep.tags import Kind, read_tag, write_tag
 from lockstep.towers import Tower
 from lockstep.version import ModelVersion

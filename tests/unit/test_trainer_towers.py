@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lockstep.config import ModelSection
 from lockstep.errors import SchemaError
+from lockstep.model_sections import ModelSection
 from trainer.encoding import EncodedFeature, EncodedFeatures
 from trainer.towers import MaskedMean, build_towers
 from trainer.two_tower import TwoTowerModel

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from lockstep.config import ModelSection, TrainSection
 from lockstep.errors import CorruptArtifactError, IncompleteArtifactError, InputMismatchError, TrainingError
+from lockstep.model_sections import ModelSection, TrainSection
 from lockstep.schema import Schema
 from lockstep.tags import Kind, open_artifact, read_tag, write_tag
 from lockstep.towers import Tower
