@@ -35,7 +35,7 @@ from dataflow.encoded import TOWERS, EncodedFeature
 from dataflow.encoding import load_modules
 from dataflow.known import KnownCandidates
 from dataflow.records import RecordFeature, RecordLayout
-from dataflow.row_encoding import RowEncoder
+from dataflow.row_encoding import RowEncoder, own_features
 from dataflow.sample import Sample
 from dataflow.worker_files import local, matches, read, remove, seen_by_workers, written
 from lockstep.errors import ConfigError, DataError, LockstepError
@@ -72,12 +72,17 @@ class ExamplesPlan:
     @property
     def layout(self) -> RecordLayout:
         """The records' layout."""
+        schema = Schema.from_json(self.schema)
+        own = own_features(schema)
         features = [
             RecordFeature(f"{tower}/{feature.name}", feature.length, feature.size)
             for tower in TOWERS
             for feature in self.encoded[tower]
+            if feature.name in own[tower]
         ]
         features += [RecordFeature("candidate_index", 1, self.candidates)]
+        if schema.max_history:
+            features += [RecordFeature("past", schema.max_history, self.candidates + 1)]
         features += [RecordFeature(name, 1, None) for name in _NUMBERS]
         return RecordLayout(features)
 
@@ -258,7 +263,7 @@ class _WriteShard(beam.DoFn):
 
     def _load(self) -> _Loaded:
         with local(self._folders.preprocessing) as preprocessing, local(self._folders.known) as known:
-            return _Loaded(load_modules(preprocessing), KnownCandidates(known))
+            return _Loaded(load_modules(preprocessing), KnownCandidates(known, Schema.from_json(self._plan.schema)))
 
     def process(self, shard: int) -> None:
         with ExitStack() as opened:
@@ -282,7 +287,7 @@ class _WriteShard(beam.DoFn):
 
     def _encode(self, batch: pa.RecordBatch) -> NDArray[np.uint8]:
         encoded = self._encoder.encode(batch)
-        _count({"rows_read": len(batch)} | self._encoder.counts(encoded))
+        _count({"rows_read": len(batch)} | self._encoder.counts(batch, encoded))
         columns = {name: batch.column(name).to_numpy()[:, None] for name in ("candidate_index", *_NUMBERS)}
         return self._layout.serialize(encoded | columns)
 

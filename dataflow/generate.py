@@ -3,8 +3,13 @@
 The artifact `examples`:
 
     <artifact>/                                       kind examples; rows = training examples
-      train/part-00000-of-00004.tfrecord.gz           tf.Example: query/<feature>, candidate/<feature> (encoded),
-                                                      candidate_index, sampling_probability, age_days, weight
+      train/part-00000-of-00004.tfrecord.gz           tf.Example: candidate_index, past (candidate indices + 1, oldest
+                                                      first, padded with 0), query/<feature> and candidate/<feature>
+                                                      (encoded) of those that `candidates` has not,
+                                                      sampling_probability, age_days, weight
+      candidates/*.npy                                the encoded candidates by index: see dataflow.known
+      interactions.parquet                            query (a number), candidate (index), age_days: the training
+                                                      events of at most about 20 M, by entity, for the baselines
       validation/part-*.parquet, test/part-*.parquet  id, features, history: list<string>, targets: list<string>
       catalogue.parquet                               row number = candidate_index: id, count, popular_30d,
                                                       popular_30d_validation, probability
@@ -144,16 +149,19 @@ class _Job:
     def encode(self, work: Path, local: Path, run_id: str) -> None:
         """Build preprocessing, and encode the training rows with it."""
         from dataflow.encoding import load_modules
-        from dataflow.known import encode_known
+        from dataflow.known import encode_counted, encode_known
         from dataflow.preprocessing import save_preprocessing
 
         with _timed("building preprocessing"):
             save_preprocessing(self.preprocessing, self.schema, self.learned)
         with _timed("encoding known candidates"):
             modules = load_modules(self.preprocessing)
-            encode_known(work / KNOWN, local / "known", self.schema, modules, self.training.candidates)
-            if local != work:  # where workers see it
-                shutil.copytree(local / "known", work / "known")
+            known = local / "known"
+            encode_known(work / KNOWN, known, self.schema, modules, self.training.candidates)
+            if self.schema.counts("candidate"):
+                as_of_cut = self.examples / "validation_candidates"
+                encode_counted(as_of_cut, known, self.schema, modules, self.training.candidates)
+            shutil.copytree(known, self.examples / "candidates")
         written = self._records(work, run_id)
         self.stages.append(Stage("training records", self.training.examples, written.records).check())
         with _timed("reporting on features"):
@@ -176,7 +184,7 @@ class _Job:
         with _timed("writing training records"):
             return write_examples(
                 work / "training",
-                work / "known",
+                self.examples / "candidates",
                 self.preprocessing,
                 self.examples / "train",
                 plan,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from dataflow.columns import candidate_features, is_counted, is_past, past_values, query_features
@@ -21,6 +23,8 @@ from lockstep.schema import Schema
 
 KNOWN = "known_candidates.parquet"
 """The file of the candidates that training rows name by index."""
+MAX_INTERACTIONS = 20_000_000
+"""About how many events the baselines of the evaluation learn from; of more, those of a part of the entities."""
 MIN_SHARDS = 4
 """Fewest files of training records, so that small data too is read by several threads."""
 
@@ -102,6 +106,7 @@ def write_training_rows(
         shards=shards,
     )
     written = warehouse.export_shards(sql, work / "training", column="shard")
+    _interactions(warehouse, newest["newest"], stage, examples, work)
     pairs = Stage("training pairs", expected, written).check()
     return TrainingRows([stage, pairs], written, candidates, shards)
 
@@ -155,6 +160,28 @@ def _catalogue(warehouse: Warehouse, cuts: Cuts, examples: Path, work: Path) -> 
         file, examples / "catalogue.parquet", lambda rows: order.check(rows).select(_CATALOGUE.names).cast(_CATALOGUE)
     )
     return candidates
+
+
+def _interactions(warehouse: Warehouse, newest: datetime, stage: Stage, examples: Path, work: Path) -> None:
+    """Write interactions.parquet, whose entities are numbered as they come."""
+    seen = stage.used + sum(stage.filtered.get(name, 0) for name in ("too little history", "too old"))
+    entities_of_million = min(1_000_000, MAX_INTERACTIONS * 1_000_000 // max(seen, 1))
+    sql = render("interactions", newest=newest, entities_of_million=entities_of_million)
+    file = work / "interactions.parquet"
+    warehouse.export(sql, file)
+    number, last = -1, -1
+
+    def rows(batch: pa.RecordBatch) -> pa.RecordBatch:
+        nonlocal number, last
+        entities = batch.column("query").to_numpy()
+        numbers = number + np.cumsum(np.diff(entities, prepend=last) != 0)
+        if len(numbers):
+            number, last = int(numbers[-1]), int(entities[-1])
+        columns = [pa.array(numbers, pa.int32()), batch.column("candidate").cast(pa.int32())]
+        ages = batch.column("age_days").cast(pa.float32())
+        return pa.RecordBatch.from_arrays([*columns, ages], names=["query", "candidate", "age_days"])
+
+    write_parts(file, examples / "interactions.parquet", rows)
 
 
 def _weight(warehouse: Warehouse, data: DataSection) -> str:

@@ -25,6 +25,7 @@ from lockstep.features import features_from_json
 from lockstep.tags import Kind
 from lockstep.towers import Tower
 from lockstep.version import ModelVersion
+from tests.joined_records import joined_records
 from trainer import task
 
 pytestmark = pytest.mark.e2e
@@ -151,7 +152,7 @@ def write_tables(folder: Path) -> None:
 class Made:
     config: Config
     features: dict[str, dict[str, Any]]
-    records: list[dict[str, tuple[float, ...]]]
+    records: list[dict[str, list[Any]]]
     towers: dict[str, Tower]
     inputs: dict[str, set[str]]
     """Of each tower's signature."""
@@ -176,16 +177,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     }
     loaded = {tower: tf.saved_model.load(str(folder / f"{tower}_tower" / "saved_model")) for tower in towers}
     taken = {tower: set(of.signatures["serving_default"].structured_input_signature[1]) for tower, of in loaded.items()}
-    return Made(config, features, read_records(folder / "examples" / "train"), towers, taken)
-
-
-def read_records(folder: Path) -> list[dict[str, tuple[float, ...]]]:
-    files = [str(path) for path in sorted(folder.iterdir())]
-    rows = []
-    for data in tf.data.TFRecordDataset(files, compression_type="GZIP").as_numpy_iterator():
-        parsed = tf.train.Example.FromString(data).features.feature
-        rows.append({name: tuple(of.int64_list.value or of.float_list.value) for name, of in parsed.items()})
-    return rows
+    return Made(config, features, joined_records(folder / "examples"), towers, taken)
 
 
 def test_there_is_every_type_on_both_sides() -> None:
@@ -212,7 +204,7 @@ def test_it_is_listed_and_in_every_record(made: Made, new: NewFeature) -> None:
     assert listed["type"] == new.type
     values = [record[f"{new.tower}/{new.name}"] for record in made.records]
     assert {len(value) for value in values} == {listed["length"]}
-    assert len(set(values)) > 1  # what the table holds, not a constant
+    assert len({tuple(value) for value in values}) > 1  # what the table holds, not a constant
 
 
 @pytest.mark.parametrize("new", NEW, ids=IDS)

@@ -23,7 +23,7 @@ from dataflow.beam_options import pipeline_options
 from dataflow.encoded import Learned, Statistics, encoded_features
 from dataflow.encoding import load_modules
 from dataflow.examples import ExamplesPlan, Folders, WrittenExamples, examples_pipeline, write_examples
-from dataflow.known import encode_known
+from dataflow.known import encode_counted, encode_known
 from dataflow.preprocessing import save_preprocessing
 from dataflow.sample import with_features
 from dataflow.worker_files import matches, seen_by_workers, written
@@ -186,16 +186,11 @@ def test_a_record_holds_exactly_its_row(step: Step, train: Path, tmp_path: Path)
     full, empty = records(train / "part-00000-of-00001.tfrecord.gz")
     day_of_week, day_of_year = [0.0, 1.0], [0.0, 1.0]  # 2024-01-01 is a Monday
     assert full == {
-        "query/history": [2, 1, 3],  # the last three of b, a, unknown, b
-        "query/names": [2, 0, 2, 1],
+        "past": [2, 3, 4],  # the last three, by their indices + 1
         "query/hashed": [1],
         "query/moment": [0.0, 1.0, *day_of_week, *day_of_year],
         "query/vector": [0.5, -1.0],
         "query/prices": [2.0, 3.0, 0.0],
-        "query/paid": [2.0, 3.0, 0.0],
-        "candidate/track": [3],
-        "candidate/title": [3, 2],
-        "candidate/price": [1.5, 0.0],
         "candidate/trend": [4.0, 0.0],
         "candidate_index": [0],
         "sampling_probability": [0.25],
@@ -203,22 +198,42 @@ def test_a_record_holds_exactly_its_row(step: Step, train: Path, tmp_path: Path)
         "weight": [2.0],
     }
     assert empty == {
-        "query/history": [0, 0, 0],
-        "query/names": [0, 0, 0, 0],
+        "past": [0, 0, 0],
         "query/hashed": [0],
         "query/moment": [0.0] * 6,
         "query/vector": [0.0, 0.0],
         "query/prices": [0.0, 0.0, 1.0],
-        "query/paid": [0.0, 0.0, 1.0],
-        "candidate/track": [0],
-        "candidate/title": [0, 0],
-        "candidate/price": [0.0, 1.0],
         "candidate/trend": [0.0, 1.0],
         "candidate_index": [9],
         "sampling_probability": [0.25],
         "age_days": [9.0],
         "weight": [2.0],
     }
+
+
+def test_a_candidate_is_encoded_once_as_itself_and_as_an_element_of_a_history(known: Path) -> None:
+    encoded = {file.stem: np.load(file)[:6].tolist() for file in known.glob("*.npy")}
+    assert str(encoded.pop("query_paid")) == "[[nan], [nan], [1.0], [3.0], [nan], [nan]]"
+    assert encoded == {
+        "candidate_track": [[3], [2], [1], [1], [3], [0]],
+        "candidate_title": [[3, 2], [2, 0], [0, 0], [0, 0], [1, 2], [0, 0]],
+        "candidate_price": [[1.5, 0.0], [-4.5, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]],
+        "query_history": [[3], [2], [1], [3], [1], [0]],
+        "query_names": [[0, 0], [0, 0], [2, 0], [2, 1], [1, 0], [0, 0]],
+    }
+
+
+def test_counts_of_candidates_are_encoded_as_of_the_cut(preprocessing: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "encoded").mkdir()
+    for part, trends in enumerate([[1.0, 2.0], [None]]):
+        rows = [{"id": "x", "features": {"trend": trend}} for trend in trends]
+        table = pa.Table.from_pylist(
+            rows, pa.schema([("id", pa.string()), ("features", features_type(SCHEMA, "candidate"))])
+        )
+        pq.write_table(table, tmp_path / "source" / f"part-{part:05d}.parquet")
+    encode_counted(tmp_path / "source", tmp_path / "encoded", SCHEMA, load_modules(preprocessing), 3)
+    assert np.load(tmp_path / "encoded" / "candidate_trend.npy").tolist() == [[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]
 
 
 def test_what_a_worker_left_when_it_died_is_removed(step: Step, train: Path, tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ FEATURES = {
             "type": "id_sequence",
             "dtype": "int64",
             "length": LENGTH,
+            "elements": LENGTH,
+            "past": True,
             "size": CANDIDATES + 2,
             "table": "track",
             "dim": 16,
@@ -63,7 +65,7 @@ FEATURES = {
         },
     ],
     "candidate": [
-        {**_history, "name": "track", "type": "id", "length": 1},
+        {**_history, "name": "track", "type": "id", "length": 1, "elements": 1, "past": False},
         {
             "name": "title",
             "type": "text",
@@ -190,16 +192,20 @@ def _write_examples(made: Artifacts, rng: np.random.Generator, rows: int, querie
         group = rng.integers(GROUPS)
         return group * PER_GROUP + rng.choice(PER_GROUP, count, replace=False, p=within)
 
+    (path / "candidates").mkdir()
+    tracks = np.arange(2, CANDIDATES + 2, dtype=np.int32)[:, None]
+    for name, values in (("candidate_track", tracks), ("candidate_title", titles), ("query_history", tracks)):
+        np.save(path / "candidates" / f"{name}.npy", values.astype(np.int32))
     (path / "train").mkdir()
     for shard in range(2):
         name = str(path / "train" / f"part-{shard:05d}-of-00002.tfrecord.gz")
         with tf.io.TFRecordWriter(name, tf.io.TFRecordOptions(compression_type="GZIP")) as writer:
             for _ in range(rows // 2):
                 *history, label = draw(rng.integers(2, LENGTH + 2))
-                padded = [h + 2 for h in history] + [0] * (LENGTH - len(history))
+                padded = [h + 1 for h in history] + [0] * (LENGTH - len(history))
                 writer.write(
                     _example(
-                        {"query/history": padded, "candidate/track": [label + 2], "candidate/title": titles[label]},
+                        {"past": padded},
                         {
                             "query/mood": [rng.normal()],
                             "sampling_probability": [share[label]],
