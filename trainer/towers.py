@@ -1,7 +1,8 @@
 """The two towers: encoded features in, one unit vector out.
 
-    ids    -> embedding table, mean over the ids present ┐
-    floats --------------------------------------------- ┴-> concatenate -> dense + relu, ... -> linear -> unit length
+    ids       -> mean embedding of the ids present ┐
+    sequences -> pooled embeddings of the elements ┼-> concatenate -> cross layers -> hidden layers -> linear
+    floats ----------------------------------------┘   or sum         (or beside them)              -> unit length
 
 Features that name one table share it, within a tower and across the two: what is learnt of a candidate as a target
 serves it as history as well.
@@ -9,13 +10,18 @@ serves it as history as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import tensorflow as tf
 
-from lockstep.errors import SchemaError
-from lockstep.model_sections import ModelSection, TowerSection
-from trainer.encoding import EncodedFeature, EncodedFeatures
+from lockstep.errors import ConfigError, SchemaError
+from lockstep.model_sections import ModelSection, Pooling, TowerSection
+from trainer.blocks import MaskedMean, PooledSequence
+from trainer.dense import CrossNetwork, HiddenLayer, linear
+from trainer.dropout import ResumableDropout, UnknownIds
+from trainer.encoding import EncodedFeature, EncodedFeatures, Repeated, Side
+from trainer.pooling import pooling_weights
 
 _PROJECTION_BIAS = 0.01
 """Deviation of the last bias at the start; with zeros, an input of missing values alone has no direction."""
@@ -23,51 +29,26 @@ _PROJECTION_BIAS = 0.01
 _LARGEST = 1e6
 """Floats are cut to this size, or the square of a stray 1e30 would overflow and leave a vector of no length."""
 
+_LARGEST_PRODUCT = 1e16
+"""Cross layers multiply floats with one another: as many as they multiply must not exceed this."""
 
-class MaskedMean(tf.keras.layers.Layer):
-    """Mean embedding of the ids of a row; id 0 is padding and counts for nothing.
+_LARGEST_PRODUCT_HALF = 1e3
+"""The same for float16, which ends at 65,504."""
 
-    A row of padding alone is a vector of zeros.
-    """
-
-    def __init__(self, table: tf.keras.layers.Embedding, name: str) -> None:
-        super().__init__(name=name)
-        self.table = table
-
-    def call(self, ids: tf.Tensor) -> tf.Tensor:
-        """Pool.
-
-        Args:
-            ids: [batch, length] int64.
-
-        Returns:
-            [batch, dim] float32.
-        """
-        present = tf.cast(ids != 0, tf.float32)
-        if ids.shape[1] == 1:
-            return self.table(ids[:, 0]) * present
-        weights = present / tf.maximum(tf.reduce_sum(present, axis=1, keepdims=True), 1.0)
-        return tf.matmul(weights[:, tf.newaxis, :], self.table(ids))[:, 0, :]
-
-
-class ResumableDropout(tf.keras.layers.Layer):
-    """Dropout whose random state is part of the checkpoint, which that of Keras is not."""
-
-    def __init__(self, rate: float, seed: int) -> None:
-        super().__init__()
-        self.rate = rate
-        self.generator = tf.random.Generator.from_seed(seed)
-
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Zero a share `rate` of the inputs while training, and scale the rest up to the same mean."""
-        if not training or not self.rate:
-            return inputs
-        kept = self.generator.uniform(tf.shape(inputs)) >= self.rate
-        return tf.where(kept, inputs / (1.0 - self.rate), tf.zeros_like(inputs))
+_SEQUENCES = ("id_sequence", "text_sequence")
 
 
 class TowerNetwork(tf.keras.Model):
-    """One tower over encoded features."""
+    """One tower over encoded features.
+
+    Args:
+        tables: by name, those that the features share.
+        seeds: one is drawn for each matrix and each dropout.
+        unknown_id_share: share of the ids of `id` features that training hides.
+
+    Raises:
+        ConfigError: `pooling` of the section names no sequence of this tower.
+    """
 
     def __init__(
         self,
@@ -76,56 +57,99 @@ class TowerNetwork(tf.keras.Model):
         section: TowerSection,
         model: ModelSection,
         *,
-        name: str,
-        seed: int,
+        side: Side,
+        seeds: Iterator[int],
+        unknown_id_share: float = 0.0,
     ) -> None:
-        super().__init__(name=name)
+        # Its own steps (cutting floats, the unit length) are float32; its layers follow the policy of Keras.
+        super().__init__(name=f"{side}_tower", dtype="float32")
         self.features = tuple(features)
-        self.blocks = {f.name: MaskedMean(tables[f.table], f.name) for f in self.features if f.table is not None}
-        self.hidden = [
-            tf.keras.layers.Dense(units, activation="relu", kernel_initializer=_glorot(seed + layer))
-            for layer, units in enumerate(section.hidden)
-        ]
-        self.dropouts = [
-            ResumableDropout(model.dropout, seed + 100 + layer) for layer in range(len(section.hidden) + 1)
-        ]
-        self.projection = tf.keras.layers.Dense(
-            model.embedding_dim,
-            kernel_initializer=_glorot(seed + 200),
-            bias_initializer=tf.keras.initializers.RandomNormal(stddev=_PROJECTION_BIAS, seed=seed + 201),
-        )
+        poolings = _poolings(self.features, section, model, side)
+        self.blocks = {
+            f.name: _block(f, tables[f.table], poolings.get(f.name), seeds)
+            for f in self.features
+            if f.table is not None
+        }
+        self.unknown_ids = {
+            f.name: UnknownIds(unknown_id_share, next(seeds))
+            for f in self.features
+            if unknown_id_share and f.type == "id"
+        }
+        widths = {f.name: tables[f.table].output_dim if f.table is not None else f.length for f in self.features}
+        self.is_sum = model.combine == "sum"
+        self.widenings = {
+            name: linear(model.feature_dim, seeds, use_bias=False)
+            for name, width in widths.items()
+            if self.is_sum and width != model.feature_dim
+        }
+        joined = model.feature_dim if self.is_sum else sum(widths.values())
+        self.dropout = ResumableDropout(model.dropout, next(seeds))
+        self.cross = CrossNetwork(joined, section.cross_layers, section.cross_rank, seeds)
+        self.is_parallel = section.cross == "parallel" and section.cross_layers > 0
+        inputs = (joined, *section.hidden[:-1])
+        self.hidden = [HiddenLayer(*sizes, model, seeds) for sizes in zip(inputs, section.hidden, strict=False)]
+        bias = tf.keras.initializers.RandomNormal(stddev=_PROJECTION_BIAS, seed=next(seeds))
+        self.projection = linear(model.embedding_dim, seeds, bias_initializer=bias)
+        product = _LARGEST_PRODUCT_HALF if self.projection.compute_dtype == "float16" else _LARGEST_PRODUCT
+        self.largest = min(_LARGEST, product ** (1.0 / (1 + section.cross_layers)))
 
-    def call(self, inputs: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
+    def call(self, inputs: Mapping[str, tf.Tensor | Repeated], training: bool = False) -> tf.Tensor:
         """Encode.
 
         Args:
-            inputs: name -> [batch, length] int64 or float32.
+            inputs: name -> [batch, length] int32, int64 or float32, or `Repeated` of a sequence.
 
         Returns:
             [batch, embedding_dim] float32, each row of unit length.
         """
-        outputs = [self._block(feature.name, inputs[feature.name]) for feature in self.features]
-        hidden = self.dropouts[0](tf.concat(outputs, axis=1), training=training)
-        for dense, dropout in zip(self.hidden, self.dropouts[1:], strict=True):
-            hidden = dropout(dense(hidden), training=training)
-        return tf.math.l2_normalize(self.projection(hidden), axis=1)
+        vectors = {f.name: self._vector(f.name, inputs[f.name], training) for f in self.features}
+        if self.is_sum:
+            joined = tf.add_n([self._widened(name, vector) for name, vector in vectors.items()])
+        else:
+            joined = tf.concat(list(vectors.values()), axis=1)
+        joined = self.dropout(joined, training=training)
+        crossed = self.cross(joined)
+        deep = joined if self.is_parallel else crossed
+        for layer in self.hidden:
+            deep = layer(deep, training=training)
+        if self.is_parallel:
+            deep = tf.concat([crossed, deep], axis=1)
+        return tf.math.l2_normalize(tf.cast(self.projection(deep), tf.float32), axis=1)
 
-    def _block(self, name: str, values: tf.Tensor) -> tf.Tensor:
+    def _vector(self, name: str, values: tf.Tensor | Repeated, training: bool) -> tf.Tensor:
+        if name in self.unknown_ids:
+            values = self.unknown_ids[name](values, training=training)
         if name in self.blocks:
             return self.blocks[name](values)
-        return tf.clip_by_value(values, -_LARGEST, _LARGEST)
+        return tf.clip_by_value(values, -self.largest, self.largest)
+
+    def _widened(self, name: str, vector: tf.Tensor) -> tf.Tensor:
+        widened = self.widenings[name](vector) if name in self.widenings else vector
+        return tf.cast(widened, tf.float32)
 
 
-def build_towers(features: EncodedFeatures, model: ModelSection, seed: int) -> tuple[TowerNetwork, TowerNetwork]:
+def build_towers(
+    features: EncodedFeatures, model: ModelSection, seed: int, unknown_id_share: float = 0.0
+) -> tuple[TowerNetwork, TowerNetwork]:
     """Both towers with their shared tables, every variable created from the seed.
+
+    Args:
+        unknown_id_share: share of the candidates' ids that training hides (`trainer.dropout.UnknownIds`).
 
     Raises:
         SchemaError: two features give one table different sizes.
+        ConfigError: a tower's `pooling` names no sequence of its own.
     """
-    tables = _build_tables((*features.query, *features.candidate), model, seed)
-    query = TowerNetwork(features.query, tables, model.query, model, name="query_tower", seed=seed + 1_000)
+    tables = _build_tables((*features.query, *features.candidate), model, _seeds(seed, 0))
+    query = TowerNetwork(features.query, tables, model.query, model, side="query", seeds=_seeds(seed, 1))
     candidate = TowerNetwork(
-        features.candidate, tables, model.candidate, model, name="candidate_tower", seed=seed + 2_000
+        features.candidate,
+        tables,
+        model.candidate,
+        model,
+        side="candidate",
+        seeds=_seeds(seed, 2),
+        unknown_id_share=unknown_id_share,
     )
     for tower in (query, candidate):
         tower({f.name: tf.zeros([1, f.length], f.dtype) for f in tower.features})
@@ -133,7 +157,7 @@ def build_towers(features: EncodedFeatures, model: ModelSection, seed: int) -> t
 
 
 def _build_tables(
-    features: Iterable[EncodedFeature], model: ModelSection, seed: int
+    features: Iterable[EncodedFeature], model: ModelSection, seeds: Iterator[int]
 ) -> dict[str, tf.keras.layers.Embedding]:
     sizes: dict[str, int] = {}
     dims: dict[str, int] = {}
@@ -148,19 +172,44 @@ def _build_tables(
                 f"ids x {feature.dim}, another feature {size} x {dim}: give them the same `dim`, or leave out `shares`"
             )
     return {
-        table: tf.keras.layers.Embedding(
-            size,
-            dims.get(table, model.feature_dim),
-            name=f"table_{table}",
-            embeddings_initializer=_uniform(seed + 300 + order),
-        )
-        for order, (table, size) in enumerate(sorted(sizes.items()))
+        table: _table(table, size, dims.get(table, model.feature_dim), next(seeds))
+        for table, size in sorted(sizes.items())
     }
 
 
-def _glorot(seed: int) -> tf.keras.initializers.Initializer:
-    return tf.keras.initializers.GlorotUniform(seed=seed)
+def _table(name: str, size: int, dim: int, seed: int) -> tf.keras.layers.Embedding:
+    uniform = tf.keras.initializers.RandomUniform(-0.05, 0.05, seed=seed)
+    table = tf.keras.layers.Embedding(size, dim, name=f"table_{name}", embeddings_initializer=uniform, dtype="float32")
+    with tf.name_scope(table.name):
+        table.build(None)
+    return table
 
 
-def _uniform(seed: int) -> tf.keras.initializers.Initializer:
-    return tf.keras.initializers.RandomUniform(-0.05, 0.05, seed=seed)
+def _poolings(
+    features: Iterable[EncodedFeature], section: TowerSection, model: ModelSection, side: Side
+) -> dict[str, Pooling]:
+    """Each sequence's pooling: its own, or the model's."""
+    sequences = [feature.name for feature in features if feature.type in _SEQUENCES]
+    unknown = sorted(set(section.pooling) - set(sequences))
+    if unknown:
+        raise ConfigError(
+            f"[model.{side}.pooling] names {unknown}, but the sequences of ids or texts in the {side} tower are "
+            f"{sorted(sequences)}: name one of those, or leave it out"
+        )
+    return {name: section.pooling.get(name, model.pooling) for name in sequences}
+
+
+def _block(
+    feature: EncodedFeature, table: tf.keras.layers.Embedding, pooling: Pooling | None, seeds: Iterator[int]
+) -> MaskedMean | PooledSequence:
+    if pooling is None:
+        return MaskedMean(table, feature.name)
+    weights = pooling_weights(pooling, table.output_dim, seeds)
+    return PooledSequence(table, feature.elements, weights, feature.name)
+
+
+def _seeds(seed: int, part: int) -> Iterator[int]:
+    """Seeds for the matrices of one part of the model, which no other part and no other seed has."""
+    rng = np.random.default_rng([seed, part])
+    while True:
+        yield int(rng.integers(2**31))

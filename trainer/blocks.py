@@ -1,0 +1,95 @@
+"""From the encoded ids of one feature to one vector.
+
+    id, text    -> mean embedding of the ids present
+    sequence    -> mean embedding of each element's ids -> weighted sum of the elements (weights: trainer.pooling)
+
+All of it is float32 under mixed precision too: the tables are, and reading them costs more than adding them up.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from trainer.encoding import Repeated
+
+_LARGE_TABLE = 2**16
+"""Rows from which on a table is gathered from: the fused kernel is faster, but it may copy the table once a step."""
+
+
+class MaskedMean(tf.keras.layers.Layer):
+    """Mean embedding of the ids of a row; id 0 is padding and counts for nothing.
+
+    A row of padding alone is a vector of zeros.
+    """
+
+    def __init__(self, table: tf.keras.layers.Embedding, name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.table = table
+
+    def call(self, ids: tf.Tensor) -> tf.Tensor:
+        """Pool.
+
+        Args:
+            ids: [batch, length] int32 or int64.
+
+        Returns:
+            [batch, dim] float32.
+        """
+        if ids.shape[1] == 1:
+            return self.table(ids[:, 0]) * tf.cast(ids != 0, tf.float32)
+        present = tf.where(ids != 0)
+        rows, found, batch = present[:, 0], tf.gather_nd(ids, present), tf.shape(ids)[0]
+        if self.table.input_dim >= _LARGE_TABLE:
+            return tf.math.unsorted_segment_mean(self.table(found), rows, batch)
+        # One kernel that looks up, adds up and merges the gradient's rows, and never holds a vector for every id.
+        return tf.sparse.segment_mean(self.table.embeddings, found, rows, num_segments=batch, sparse_gradient=True)
+
+
+class PooledSequence(tf.keras.layers.Layer):
+    """A sequence of ids or texts: each element becomes a vector, and their weighted sum the sequence's.
+
+    An element without a single id is not present; a sequence without elements is a vector of zeros.
+
+    Args:
+        elements: of a dense row, how many.
+        weights: a layer of `trainer.pooling`.
+    """
+
+    def __init__(
+        self, table: tf.keras.layers.Embedding, elements: int, weights: tf.keras.layers.Layer, name: str
+    ) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.element = MaskedMean(table, f"{name}_element")
+        self.elements = elements
+        self.pooling = weights
+
+    @property
+    def table(self) -> tf.keras.layers.Embedding:
+        """The elements' embedding table."""
+        return self.element.table
+
+    def call(self, values: tf.Tensor | Repeated) -> tf.Tensor:
+        """Pool; both forms of the same sequences give the same vectors.
+
+        Args:
+            values: [batch, elements * n] ids, n of each element, the oldest first; or the same as `Repeated`, which
+                embeds an element once however often it stands in the batch.
+
+        Returns:
+            [batch, dim] float32.
+        """
+        ids, places = values if isinstance(values, Repeated) else _as_repeated(values, self.elements)
+        vectors = self.element(ids)
+        present = tf.gather(tf.reduce_any(ids != 0, axis=1), places)
+        weights = self.pooling(vectors, places, present)
+        # A sparse product reads the vectors in place, where a gather would copy one for every element of the batch.
+        at = tf.where(present)
+        columns = tf.cast(tf.gather_nd(places, at), tf.int64)
+        shape = tf.stack([tf.shape(places, tf.int64)[0], tf.shape(vectors, tf.int64)[0]])
+        sparse = tf.SparseTensor(tf.stack([at[:, 0], columns], axis=1), tf.gather_nd(weights, at), shape)
+        return tf.sparse.sparse_dense_matmul(sparse, vectors)
+
+
+def _as_repeated(values: tf.Tensor, elements: int) -> Repeated:
+    ids = tf.reshape(values, [-1, values.shape[1] // elements])
+    return Repeated(ids, tf.reshape(tf.range(tf.shape(ids)[0]), [-1, elements]))
