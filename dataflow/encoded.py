@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from lockstep.schema import HISTORY, Feature, Schema
+from lockstep.schema import HISTORY, Feature, NumericFeature, Schema
 
 FIRST_ID = 2
 """The id of the most frequent value; 0 is missing and 1 unknown."""
@@ -83,12 +83,14 @@ class Learned:
     Args:
         vocabularies: by table (see `table_name`), distinct values, most frequent first.
         statistics: by tower and feature.
+        boundaries: by tower and feature of the numbers in buckets, where each bucket but the first begins, ascending.
         values: by tower and feature, where values can be counted: not of moments, vectors and counts of events.
     """
 
     vocabularies: Mapping[str, Sequence[str]]
     statistics: Mapping[tuple[str, str], Statistics]
     values: Mapping[tuple[str, str], ValueCounts] = field(default_factory=dict)
+    boundaries: Mapping[tuple[str, str], Sequence[float]] = field(default_factory=dict)
 
 
 def table_owner(schema: Schema, tower: str, name: str) -> tuple[str, str] | None:
@@ -109,6 +111,11 @@ def hash_bins(schema: Schema, owner: tuple[str, str]) -> int | None:
     """The number of bins of a table whose values are hashed; None where it has a vocabulary."""
     feature = schema.features(owner[0])[owner[1]]
     return feature.size if feature.type == "categorical" and feature.encoding == "hash" else None
+
+
+def buckets_of(feature: Feature) -> int | None:
+    """The number of buckets of a number that is encoded as the one it falls into: 0 is missing, 2 the lowest."""
+    return feature.buckets if isinstance(feature, NumericFeature) else None
 
 
 def encoded_features(schema: Schema, vocabularies: Mapping[str, Sequence[str]]) -> dict[str, list[EncodedFeature]]:
@@ -133,6 +140,9 @@ def _encoded(schema: Schema, tower: str, name: str, vocabularies: Mapping[str, S
     owner = table_owner(schema, tower, name)
     past = feature.columns[0].startswith(HISTORY)
     elements = feature.max_length if feature.is_sequence else 1  # type: ignore[union-attr]
+    if isinstance(feature, NumericFeature) and feature.buckets is not None:
+        size, table = feature.buckets + FIRST_ID, table_name((tower, name))
+        return EncodedFeature(name, feature.type, "int64", 1, size=size, table=table, dim=feature.dim)
     if owner is None:
         return EncodedFeature(name, feature.type, "float32", _length(feature), elements, past)
     bins = hash_bins(schema, owner)

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dataflow.columns import is_counted, is_past
+from dataflow.encoded import buckets_of
 from dataflow.encoding import TowerEncoder
 from dataflow.numbers import ByIndex
 from lockstep.features import last_values
@@ -70,7 +71,7 @@ def missing(feature: Feature, encoded: NDArray[Any]) -> NDArray[np.bool_]:
     """[rows] whether encoded values say that there is none."""
     if feature.type == "numeric_sequence" and encoded.shape[1] == 1:
         return np.isnan(encoded[:, 0])
-    if feature.type in ("numeric", "numeric_sequence"):
+    if feature.type in ("numeric", "numeric_sequence") and buckets_of(feature) is None:
         return np.equal(encoded[:, -1], 1)
     # Ids are 0; the sine and cosine of a moment are never both; a vector of zeros says nothing.
     return np.equal(encoded, 0).all(axis=1)

@@ -29,6 +29,7 @@ from dataflow.encoded import (
     TOWERS,
     Learned,
     Statistics,
+    buckets_of,
     encoded_features,
     features_json,
     hash_bins,
@@ -81,6 +82,7 @@ class TowerPreprocessing(tf.Module):
         by_table: dict[str, _Table] = {}
         self._tables = {}
         self._statistics = {}
+        self._boundaries: dict[str, Sequence[float]] = {}
         for name in sorted(features):
             owner = table_owner(schema, tower, name)
             if owner is not None:
@@ -88,6 +90,7 @@ class TowerPreprocessing(tf.Module):
                 values = () if bins is not None else learned.vocabularies[table]
                 self._tables[name] = by_table.setdefault(table, _Table(bins, values, files / f"{table}.txt"))
             self._statistics[name] = learned.statistics.get((tower, name), Statistics())
+            self._boundaries[name] = learned.boundaries.get((tower, name), ())
         specs = {name: _input_spec(name, feature) for name, feature in features.items()}
         self.encode = _concrete(self._encode, features, specs)
         single = {name: tf.TensorSpec([None], tf.string, name) for name in self._tables}
@@ -101,6 +104,8 @@ class TowerPreprocessing(tf.Module):
     def _encode(self, name: str, feature: Feature, raw: tf.Tensor) -> tf.Tensor:
         if feature.type == "text":
             return _text_ids(raw, self._tables[name], feature.ngrams, feature.max_tokens)
+        if buckets_of(feature) is not None:
+            return _bucket(raw, self._boundaries[name])
         if feature.type == "numeric":
             return _numeric(raw, feature.log, self._statistics[name])
         if feature.type == "timestamp":
@@ -210,6 +215,15 @@ def _numeric(raw: tf.Tensor, log: bool, statistics: Statistics) -> tf.Tensor:
     scaled = _standardise(tf.where(present, raw, 0.0), log, statistics)
     missing = tf.cast(tf.logical_not(present), tf.float32)
     return tf.stack([tf.where(present, tf.cast(scaled, tf.float32), 0.0), missing], axis=1)
+
+
+def _bucket(raw: tf.Tensor, boundaries: Sequence[float]) -> tf.Tensor:
+    """[batch] float32 -> [batch, 1] int64: 0 where missing, else the number of its bucket from FIRST_ID on."""
+    present = tf.math.is_finite(raw)
+    # In float32, as the tower gets the number, so that a boundary falls on the same side everywhere.
+    begins = tf.constant(np.array(boundaries, np.float32), tf.float32)
+    found = tf.searchsorted(begins, tf.where(present, raw, 0.0), side="right", out_type=tf.int64) + FIRST_ID
+    return tf.where(present, found, 0)[:, tf.newaxis]
 
 
 def _standardise(values: tf.Tensor, log: bool, statistics: Statistics) -> tf.Tensor:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pyarrow import dataset
 
 from dataflow.columns import candidate_features, is_past, past_value, query_features
-from dataflow.encoded import TOWERS, Learned, Statistics, ValueCounts, hash_bins, table_name, table_owner
+from dataflow.encoded import TOWERS, Learned, Statistics, ValueCounts, buckets_of, hash_bins, table_name, table_owner
 from dataflow.sql import render
 from dataflow.text import tokenize
 from dataflow.warehouse import Warehouse
@@ -55,12 +56,17 @@ def learn(warehouse: Warehouse, schema: Schema, work: Path) -> Learned:
     vocabularies: dict[str, list[str]] = {}
     statistics: dict[tuple[str, str], Statistics] = {}
     values: dict[tuple[str, str], ValueCounts] = {}
+    boundaries: dict[tuple[str, str], list[float]] = {}
     for tower in TOWERS:
         for name, feature in schema.features(tower).items():
             if feature.type in ("timestamp", "vector"):
                 continue
+            buckets = buckets_of(feature)
             if count_days(feature.columns[0]) is not None:
-                statistics[tower, name] = _count_statistics(work / "training", tower, name, feature)
+                counts = partial(_counts, work / "training", f"{tower[0]}_{name}")
+                statistics[tower, name] = _count_statistics(counts, feature)
+                if buckets:
+                    boundaries[tower, name] = _count_boundaries(counts, buckets)
                 continue
             sequence = feature.is_sequence and not is_past(feature)
             values_of = _Values(warehouse, feature, _source(warehouse, schema, tower, name), sequence, work / "values")
@@ -69,12 +75,14 @@ def learn(warehouse: Warehouse, schema: Schema, work: Path) -> Learned:
             counted = values_of.count()
             if owner is None:
                 statistics[tower, name] = values_of.statistics()
+                if buckets:
+                    boundaries[tower, name] = values_of.boundaries(buckets)
             elif bins is not None:
                 counted = values_of.hashed(counted, bins)
             elif owner == (tower, name):
                 vocabularies[table_name(owner)], counted = values_of.vocabulary(counted)
             values[tower, name] = counted
-    return Learned(vocabularies, statistics, values)
+    return Learned(vocabularies, statistics, values, boundaries)
 
 
 def _source(warehouse: Warehouse, schema: Schema, tower: str, name: str) -> str:
@@ -113,6 +121,11 @@ class _Values:
         log = self.feature.log  # type: ignore[union-attr]
         rows = self.warehouse.rows(render("statistics", source=self.source, sequence=self.sequence, log=log))
         return _rounded(rows[0]["mean"], rows[0]["deviation"]) if rows else Statistics()
+
+    def boundaries(self, buckets: int) -> list[float]:
+        """Where the buckets begin, less the first, which takes whatever is below."""
+        rows = self.warehouse.rows(render("boundaries", values=self._all(), buckets=buckets))
+        return [float(row["boundary"]) for row in rows][1:]
 
     def hashed(self, counted: ValueCounts, bins: int) -> ValueCounts:
         """Put every value into its bin, by the very operation of preprocessing; the memory is two numbers a bin."""
@@ -187,12 +200,17 @@ def _count_tokens(batches: Iterator[pa.RecordBatch], ngrams: int) -> tuple[Count
     return entities, events
 
 
-def _count_statistics(training: Path, tower: str, name: str, feature: Feature) -> Statistics:
+def _counts(training: Path, column: str) -> Iterator[NDArray[np.float64]]:
+    """A count of events in the training rows, batch by batch."""
+    for batch in dataset.dataset(training, format="parquet").to_batches(columns=[column]):
+        yield batch.column(0).cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _count_statistics(counts: Callable[[], Iterator[NDArray[np.float64]]], feature: Feature) -> Statistics:
     """Statistics of a count of events over the training rows, in two passes: the mean, then the distances from it."""
 
     def batches() -> Iterator[NDArray[np.float64]]:
-        for batch in dataset.dataset(training, format="parquet").to_batches(columns=[f"{tower[0]}_{name}"]):
-            values = batch.column(0).cast(pa.float64()).to_numpy(zero_copy_only=False)
+        for values in counts():
             yield np.sign(values) * np.log1p(np.abs(values)) if feature.log else values  # type: ignore[union-attr]
 
     rows, total = 0, 0.0
@@ -201,6 +219,20 @@ def _count_statistics(training: Path, tower: str, name: str, feature: Feature) -
     mean = total / rows
     squares = sum(float(((values - mean) ** 2).sum()) for values in batches())
     return _rounded(mean, math.sqrt(squares / rows))
+
+
+def _count_boundaries(counts: Callable[[], Iterator[NDArray[np.float64]]], buckets: int) -> list[float]:
+    """What queries/boundaries.sql says, of counts of events, of which there are few different ones."""
+    found: Counter[float] = Counter()
+    for values in counts():
+        distinct, times = np.unique(values, return_counts=True)
+        found.update(dict(zip(distinct.tolist(), times.tolist(), strict=True)))
+    begins: dict[int, float] = {}
+    below, total = 0, found.total()
+    for value in sorted(found):
+        begins.setdefault(below * buckets // total, value)
+        below += found[value]
+    return list(begins.values())[1:]
 
 
 def _rounded(mean: float, deviation: float) -> Statistics:

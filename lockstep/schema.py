@@ -102,10 +102,16 @@ class TextFeature(_Feature):
 
 
 class NumericFeature(_Feature):
-    """A number, standardised with the training data's mean and deviation, after log1p where `log` is set."""
+    """A number, standardised with the training data's mean and deviation, after log1p where `log` is set.
+
+    With `buckets`, an embedding for each of so many ranges of about equal frequency instead: for numbers that do not
+    mean twice as much when they are twice as large.
+    """
 
     type: Literal["numeric"] = "numeric"
     log: bool = False
+    buckets: int | None = Field(None, ge=2, le=10_000)
+    dim: int | None = Field(None, ge=1)
 
 
 class TimestampFeature(_Feature):
@@ -232,6 +238,8 @@ class Schema(BaseModel):
             raise SchemaError(f"{where}: {name!r} means something to Python: give it another name and set columns")
         if len(feature.columns) != 1 and feature.type != "text":
             raise SchemaError(f"{where}: {feature.type} takes one column, found {list(feature.columns)}")
+        if isinstance(feature, NumericFeature) and feature.dim is not None and feature.buckets is None:
+            raise SchemaError(f"{where}: only a number in buckets has an embedding to give a dim: set buckets as well")
         for column in feature.columns:
             if count_days(column) is not None:
                 if feature.type != "numeric":

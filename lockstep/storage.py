@@ -30,6 +30,15 @@ def bucket_uri(path: Path) -> str:
     return f"gs://{path.relative_to(_MOUNT)}" if path.is_relative_to(_MOUNT) else ""
 
 
+def mounted(uri: str) -> Path:
+    """The path under which an address is mounted, the inverse of `bucket_uri`; any other is a path already.
+
+    >>> mounted("gs://bucket/a b/c"), mounted("/tmp/c")
+    (PosixPath('/gcs/bucket/a b/c'), PosixPath('/tmp/c'))
+    """
+    return _MOUNT / uri.removeprefix("gs://") if uri.startswith("gs://") else Path(uri)
+
+
 class Storage(ABC):
     """A root with atomic small-file operations; every path is relative to it and confined to it."""
 

@@ -39,6 +39,7 @@ SCHEMA = Schema.model_validate(
             "title": {"type": "text", "ngrams": 2, "max_tokens": 4},
             "price": {"type": "numeric"},
             "plays": {"type": "numeric", "log": True},
+            "range": {"type": "numeric", "columns": ["price"], "buckets": 4, "dim": 3},
             "vector": {"type": "vector", "size": 2},
             "genre": {"type": "categorical"},
         },
@@ -55,12 +56,14 @@ LEARNED = Learned(
         ("candidate", "plays"): Statistics(math.log(10), 1.0),
         ("query", "prices"): Statistics(1.0, 2.0),
     },
+    boundaries={("candidate", "range"): [0.1, 2.5, 7.0]},
 )
 MISSING: dict[str, Any] = {
     "track": b"",
     "title": b"",
     "price": np.nan,
     "plays": np.nan,
+    "range": np.nan,
     "vector": [np.nan, 0],
     "genre": b"",
 }
@@ -115,6 +118,11 @@ def test_hashed_categories_are_in_their_bins(saved: Path) -> None:
     expected = tf.strings.to_hash_bucket_fast([b"UK", b"DE"], 7).numpy() + 1
     assert ids == [[expected[0]], [expected[1]], [0]]
     assert all(1 <= row[0] <= 7 for row in ids[:2])
+
+
+def test_a_number_falls_into_the_bucket_that_begins_at_or_below_it(saved: Path) -> None:
+    numbers = [-1e30, 0.0, 0.1, 2.4999, 2.5, 7.0, 1e30, np.nan, np.inf]
+    assert candidate(saved, range=numbers)["range"] == [[2], [2], [3], [3], [4], [5], [5], [0], [0]]
 
 
 def test_texts_become_words_and_pairs(saved: Path) -> None:
@@ -217,10 +225,14 @@ def test_features_json_describes_what_comes_out(saved: Path) -> None:
             name: (tensor.shape.as_list(), tensor.dtype.name) for name, tensor in signature.structured_outputs.items()
         }
         assert shapes == {f["name"]: ([None, f["length"]], f["dtype"]) for f in declared[tower]}
-    track = {"type": "id", "dtype": "int64", "length": 1, "size": 7, "table": "candidate_track", "dim": 8}
-    assert by_name["candidate", "track"] == {"name": "track", **track}
+    table = {"size": 7, "table": "candidate_track", "dim": 8}
+    alone = {"elements": 1, "past": False}
+    track = {"name": "track", "type": "id", "dtype": "int64", "length": 1, **alone, **table}
+    assert by_name["candidate", "track"] == track
+    in_buckets = {"size": 6, "table": "candidate_range", "dim": 3}
+    assert by_name["candidate", "range"] == track | {"name": "range", "type": "numeric", **in_buckets}
     # Shared: the other's table, size and dim.
-    history = {"name": "history", **track, "type": "id_sequence", "length": 3}
+    history = track | {"name": "history", "type": "id_sequence", "length": 3, "elements": 3, "past": True}
     assert by_name["query", "history"] == history
     assert (by_name["query", "titles"]["length"], by_name["query", "titles"]["table"]) == (6, "candidate_title")
     assert (by_name["query", "country"]["size"], by_name["query", "country"]["dim"]) == (8, 4)

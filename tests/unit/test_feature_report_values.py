@@ -22,6 +22,7 @@ SCHEMA = Schema.model_validate(
             "history": {"type": "id_sequence", "columns": ["history.candidate_id"], "shares": "track"},
             "country": {"type": "categorical"},
             "lately": {"type": "numeric", "columns": ["events.7d"], "log": True},
+            "lately_range": {"type": "numeric", "columns": ["events.7d"], "buckets": 2},
             "when": {"type": "timestamp", "columns": ["event_time"]},
         },
         "candidate": {
@@ -29,6 +30,7 @@ SCHEMA = Schema.model_validate(
             "artist": {"type": "categorical", "encoding": "hash", "size": 3},
             "title": {"type": "text", "ngrams": 1, "min_count": 2},
             "price": {"type": "numeric"},
+            "price_range": {"type": "numeric", "columns": ["price"], "buckets": 2},
             "tags": {"type": "id_sequence"},
             "image": {"type": "vector", "size": 2},
         },
@@ -78,7 +80,7 @@ def learned(warehouse: Warehouse, tmp_path_factory: pytest.TempPathFactory) -> L
     for shard, counts in enumerate(([0.0, 1.0], [3.0])):
         (work / "training" / f"shard={shard}").mkdir(parents=True)
         pq.write_table(
-            pa.table({"q_lately": counts, "weight": [9.0] * len(counts)}),
+            pa.table({"q_lately": counts, "q_lately_range": counts, "weight": [9.0] * len(counts)}),
             work / "training" / f"shard={shard}" / "part.parquet",
         )
     return learn(warehouse, SCHEMA, work)
@@ -107,6 +109,24 @@ def test_golden_rows_of_report_cardinality(warehouse: Warehouse) -> None:
     nothing = values.replace("value <> ''", "FALSE")
     empty = {"distinct_values": 0, "once": 0, "occurrences": 0}
     assert warehouse.rows(render("report_cardinality", values=nothing)) == [empty]
+
+
+def test_golden_rows_of_boundaries(warehouse: Warehouse) -> None:
+    def begins(values: list[tuple[float, int]], buckets: int) -> list[float]:
+        counted = " UNION ALL ".join(f"SELECT CAST({v} AS FLOAT64) AS value, {n} AS occurrences" for v, n in values)
+        rows = warehouse.rows(render("boundaries", values=counted, buckets=buckets))
+        return [row["boundary"] for row in rows]
+
+    # Eight occurrences, four to a bucket: 1 has six, so that nothing is left of the first bucket for 3.
+    assert begins([(3.0, 2), (1.0, 6), (9.0, 0)], 2) == [1.0, 3.0]
+    assert begins([(1.0, 1), (2.0, 1), (4.0, 1), (8.0, 1)], 2) == [1.0, 4.0]
+    assert begins([(1.0, 1), (2.0, 1), (4.0, 1), (8.0, 1)], 9) == [1.0, 2.0, 4.0, 8.0]
+    assert begins([(5.0, 7)], 3) == [5.0]
+
+
+def test_buckets_of_numbers_and_of_counts_begin_where_their_share_does(learned: Learned) -> None:
+    assert learned.boundaries["candidate", "price_range"] == [3.0]
+    assert learned.boundaries["query", "lately_range"] == [3.0]  # of 0, 1 and 3: floor(2 * 2 / 3) is the second
 
 
 def test_ids_are_covered_by_occurrence(learned: Learned) -> None:
