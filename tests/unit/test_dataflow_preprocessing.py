@@ -261,7 +261,13 @@ def test_a_tower_can_wrap_and_export_it(saved: Path, tmp_path: Path) -> None:
             nothing = tf.fill([tf.shape(track)[0]], float("nan"))
             texts = tf.fill([tf.shape(track)[0]], "")
             encoded = self.preprocessing.signatures["serving_default"](
-                track=track, title=texts, genre=texts, price=nothing, plays=nothing, vector=tf.stack([nothing] * 2, 1)
+                track=track,
+                title=texts,
+                genre=texts,
+                price=nothing,
+                plays=nothing,
+                range=nothing,
+                vector=tf.stack([nothing] * 2, 1),
             )
             return {"ids": encoded["track"]}
 
