@@ -32,7 +32,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[p for p in find_namespace_packages(str(HERE)) if p.split(".")[0] in PACKAGES],
-    package_data={"dataflow": ["queries/*.sql"], "dataflow.feature_report": ["*.html"]},
+    package_data={
+        "dataflow": ["queries/*.sql"],
+        "dataflow.feature_report": ["*.html"],
+        "trainer.evaluation": ["*.html"],
+    },
     install_requires=[
         # TensorFlow, TF Recommenders and ScaNN share a C++ ABI: 2.19 and 2.21 break scann 1.4.2.
         "tensorflow==2.20.0",
@@ -46,6 +50,8 @@ setup(
         "jinja2>=3.1",
         "lmdb>=3,<4",
         "numpy>=2.4,<3",
+        # The search of `lockstep tune`: a journal that a killed search goes on with, and samplers without a service.
+        "optuna>=5,<6",
         "pyarrow>=25",
         "pydantic>=2.14,<3",
         "sqlglot>=30.30,<31",
@@ -59,6 +65,8 @@ setup(
             "google-cloud-bigquery-storage>=2.43",
             "google-cloud-storage>=3.17",
         ],
+        # ALS, which the evaluation compares with; it brings scipy.
+        "baselines": ["implicit>=0.7.3,<0.8"],
         "dev": DEV,
     },
     entry_points={"console_scripts": ["lockstep = pipelines.cli:main"]},

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lockstep.errors import ConfigError
-from lockstep.model_sections import EvaluateSection, ModelSection, TrainSection
+from lockstep.model_sections import EvaluateSection, ModelSection, TrainSection, TuneSection
 from lockstep.schema import Schema
 from lockstep.section import Section, SectionType
 
@@ -221,6 +221,7 @@ class Config(BaseModel):
     schema_: Annotated[Schema, Field(alias="schema")]
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
+    tune: TuneSection = TuneSection()
     evaluate: EvaluateSection = EvaluateSection()
     embed: EmbedSection = EmbedSection()
     index: IndexSection = IndexSection()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from lockstep.section import Section
 
@@ -116,3 +116,50 @@ class EvaluateSection(Section):
     """Resamples of the queries for the confidence intervals; 0 leaves them out."""
     threads: int = Field(2, ge=1)
     seed: int = 1
+
+
+class Range(Section):
+    """Numbers from `low` to `high`; whole ones where both are whole."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Try as many between 1 and 10 as between 10 and 100."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low = {self.low} must be below high = {self.high}, and above 0 where log is set")
+        return self
+
+
+Choices = tuple[bool | int | float | str | tuple[int, ...], ...]
+
+
+class TuneSection(Section):
+    """[tune]: what `lockstep tune` looks for."""
+
+    trials: int = Field(30, ge=1)
+    parameters: dict[str, Choices | Range] = {
+        "train.learning_rate": Range(low=0.001, high=0.03, log=True),
+        "train.half_life_days": ("unset", 30, 60, 120, 365),
+        "model.temperature": Range(low=0.05, high=0.3, log=True),
+        "model.dropout": (0.0, 0.2, 0.4),
+        "model.embedding_dim": (64, 128, 256),
+    }
+    """Key of [model] or [train] -> a range or a list of choices; "unset" is the key left out."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _known(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        sections = {"model": ModelSection, "train": TrainSection}
+        for name, choices in parameters.items():
+            section, _, key = name.partition(".")
+            fields = sections[section].model_fields if section in sections else {}
+            if key.partition(".")[0] not in fields:
+                raise ValueError(f"{name!r} names no key of [model] or [train], such as 'train.learning_rate'")
+            if isinstance(choices, tuple) and not choices:
+                raise ValueError(f"{name!r} has no choices")
+        if not parameters:
+            raise ValueError("there is nothing to look for")
+        return parameters

@@ -96,6 +96,24 @@ def examples(config: Any, output: Path | None, dry_run: bool, price_per_tib: flo
     click.echo(f"wrote {tag.rows} examples to {output}/examples, with {output}/preprocessing and {output}/entities")
 
 
+@main.command()
+@_configured
+@click.option("--trials", type=click.IntRange(min=1), help="How many; overrides [tune] trials.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Decides what is tried.")
+def tune(config: Any, trials: int | None, seed: int) -> None:
+    """Search for better settings of [model] and [train], on the validation split.
+
+    A search that was stopped goes on where it stood; with more --trials, a finished one does.
+    """
+    from pipelines.tune import tune as search
+
+    if "://" in config.run.root:
+        raise click.UsageError(f"[run] root is {config.run.root}: give --root, a local or mounted folder.")
+    if trials is not None:
+        config = config.model_copy(update={"tune": config.tune.model_copy(update={"trials": trials})})
+    click.echo(search(config, Path(config.run.root), seed, click.echo))
+
+
 @main.command("compile")
 @_configured
 @_IMAGE

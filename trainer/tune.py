@@ -1,0 +1,220 @@
+"""The search for settings of [model] and [train]: trials on one set of examples, judged on the validation split alone.
+
+<work>/
+  trials.log              Optuna's journal; a search that was killed goes on with it
+  trials/<settings>/      a trial's TensorBoard logs, and while it runs its checkpoints
+  trials.json             [{"trial", "recall", "settings"}, ...], best first; a recall of null failed
+
+The test split is never opened: a setting that was chosen on it would flatter itself there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from lockstep.config import parse_section
+from lockstep.errors import ConfigError, TrainingError
+from lockstep.model_sections import ModelSection, Range, TrainSection, TuneSection
+from lockstep.storage import write_atomically
+from lockstep.tags import Artifact, Kind, open_artifact
+from trainer.encoding import check_same_features
+from trainer.task import train_model
+from trainer.validation import open_validation
+
+_log = logging.getLogger(__name__)
+UNSET = "unset"
+"""A choice that stands for leaving the key out."""
+_RANDOM_TRIALS = 8
+"""Tried before there is anything to learn from."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best settings that were found.
+
+    Args:
+        settings: `model.<key>` or `train.<key>` -> value.
+        recall: of validation_k, on the validation split.
+        start: the same of the configuration's own settings.
+        trials: how many were finished.
+    """
+
+    settings: Mapping[str, Any]
+    recall: float
+    start: float
+    trials: int
+
+    def toml(self) -> str:
+        """The settings as they stand in a configuration file."""
+        lines = []
+        for section in ("model", "train"):
+            keys = {name.partition(".")[2]: value for name, value in self.settings.items() if name.startswith(section)}
+            kept = [f"{key} = {json.dumps(value)}" for key, value in sorted(keys.items()) if value != UNSET]
+            lines += [f"[{section}]", *kept, ""] if kept else []
+        return "\n".join(lines)
+
+
+def run(
+    *,
+    examples: Path,
+    preprocessing: Path,
+    work: Path,
+    model: ModelSection,
+    train: TrainSection,
+    tune: TuneSection,
+    seed: int = 1,
+) -> Best:
+    """Try settings, the given ones first, and return the best.
+
+    Each trial is a training as `trainer.task` does it, with its checkpoints, so that a killed search goes on in the
+    middle of a trial. A trial that ends in NaN has failed; the others go on.
+
+    Args:
+        examples: input, kind `examples`.
+        preprocessing: input, kind `preprocessing`, of the same run.
+        work: the search's folder.
+        model, train: what is tuned; keys that the search does not name stay as they are.
+
+    Raises:
+        ConfigError: a choice that its key does not take, or a journal of another search.
+        TrainingError: there is no validation split to judge by, or every trial failed.
+
+    Reference: Bergstra et al., "Algorithms for hyper-parameter optimization" (TPE), NeurIPS 2011.
+    """
+    search = _Search(
+        open_artifact(examples, Kind.EXAMPLES), open_artifact(preprocessing, Kind.PREPROCESSING), work, model, train
+    )
+    search.check(tune)
+    work.mkdir(parents=True, exist_ok=True)
+    study = _open_study(work, tune, seed)
+    if "start" not in study.user_attrs:
+        _log.info("the configuration as it is:")
+        study.set_user_attr("start", search.measure({}))
+    while (done := len(_ended(study))) < tune.trials:
+        # A seed a trial, so that a search that goes on does not begin its random numbers again.
+        study.sampler = optuna.samplers.TPESampler(seed=seed + done, multivariate=True, n_startup_trials=_RANDOM_TRIALS)
+        study.optimize(lambda trial: search.objective(trial, tune), n_trials=1, catch=(TrainingError,))
+        _report(study, work)
+    return _best(study)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What all trials share."""
+
+    examples: Artifact
+    preprocessing: Artifact
+    work: Path
+    model: ModelSection
+    train: TrainSection
+
+    def check(self, tune: TuneSection) -> None:
+        """Refuse, before anything is trained, what some trial would be refused for."""
+        if not any((self.examples.path / "validation").glob("part-*.parquet")):
+            raise ConfigError(
+                f"{self.examples.path} has no validation queries to judge by: raise [data] validation_share or "
+                "holdout_share, or set validation_from"
+            )
+        for name, choices in tune.parameters.items():
+            values = (choices.low, choices.high) if isinstance(choices, Range) else choices
+            for value in values:
+                self.sections({name: value})
+
+    def sections(self, settings: Mapping[str, Any]) -> tuple[ModelSection, TrainSection]:
+        """The configuration's sections with some of their keys replaced."""
+        raw = {"model": self.model.to_dict(), "train": self.train.to_dict()}
+        for name, value in settings.items():
+            *parents, key = name.split(".")
+            target: dict[str, Any] = raw
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target.pop(key, None)
+            if value != UNSET:
+                target[key] = value
+        return parse_section(ModelSection, raw["model"]), parse_section(TrainSection, raw["train"])
+
+    def objective(self, trial: optuna.Trial, tune: TuneSection) -> float:
+        """The validation recall of a trial's settings."""
+        settings = {name: _suggest(trial, name, choices) for name, choices in tune.parameters.items()}
+        trial.set_user_attr("settings", settings)
+        _log.info("trial %d of %d: %s", trial.number + 1, tune.trials, settings)
+        return self.measure(settings)
+
+    def measure(self, settings: Mapping[str, Any]) -> float:
+        """Train with settings, and return the recall on the validation split."""
+        model, train = self.sections(settings)
+        named = json.dumps([model.to_dict(), train.to_dict()], sort_keys=True)
+        folder = self.work / "trials" / hashlib.sha256(named.encode()).hexdigest()[:16]
+        started = time.monotonic()
+        trained = train_model(self.examples, self.preprocessing, folder, model, train)
+        features = check_same_features(self.examples, self.preprocessing)
+        validation = open_validation(self.examples, self.preprocessing, features, trained.candidates, train)
+        assert validation is not None, "the search has looked"
+        recall = validation.measure(trained.query_tower, trained.candidate_tower).recall
+        for checkpoints in ("checkpoints", "best"):
+            shutil.rmtree(folder / checkpoints, ignore_errors=True)
+        _log.info("recall@%d %.4f in %.0f s", train.validation_k, recall, time.monotonic() - started)
+        return recall
+
+
+def _open_study(work: Path, tune: TuneSection, seed: int) -> optuna.Study:
+    """The journal's study, whose killed trial is tried again."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(work / "trials.log")))
+    study = optuna.create_study(storage=storage, study_name="tune", direction="maximize", load_if_exists=True)
+    wanted = json.dumps([seed, tune.to_dict()["parameters"]], sort_keys=True)
+    if study.user_attrs.get("search", wanted) != wanted:
+        raise ConfigError(
+            f"{work} holds a search of other parameters or another seed: remove it, or name another folder"
+        )
+    study.set_user_attr("search", wanted)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=TrialState.PRUNED)
+    return study
+
+
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that were measured or failed; those that were killed are pruned, and tried again."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+
+
+def _suggest(trial: optuna.Trial, name: str, choices: Any) -> Any:
+    if not isinstance(choices, Range):
+        # Optuna's journal takes no tuples.
+        return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in choices]))
+    if isinstance(choices.low, int) and isinstance(choices.high, int):
+        return trial.suggest_int(name, choices.low, choices.high, log=choices.log)
+    return trial.suggest_float(name, choices.low, choices.high, log=choices.log)
+
+
+def _report(study: optuna.Study, work: Path) -> None:
+    rows = [
+        {"trial": t.number + 1, "recall": t.value, "settings": t.user_attrs.get("settings", {})} for t in _ended(study)
+    ]
+    rows.sort(key=lambda row: -1.0 if row["recall"] is None else row["recall"], reverse=True)
+    write_atomically(work / "trials.json", json.dumps(rows, indent=1).encode() + b"\n")
+
+
+def _best(study: optuna.Study) -> Best:
+    start, ended = study.user_attrs["start"], _ended(study)
+    measured = [trial for trial in ended if trial.value is not None]
+    if not measured:
+        raise TrainingError(f"all {len(ended)} trials failed: narrow the ranges of [tune], above all the learning rate")
+    best = max(measured, key=lambda trial: trial.value or 0.0)
+    if (best.value or 0.0) <= start:
+        return Best({}, start, start, len(ended))
+    return Best(best.user_attrs["settings"], best.value or 0.0, start, len(ended))
