@@ -152,7 +152,7 @@ class TuneSection(Section):
     @field_validator("parameters")
     @classmethod
     def _known(cls, parameters: dict[str, Any]) -> dict[str, Any]:
-        sections = {"model": ModelSection, "train": TrainSection}
+        sections: dict[str, type[Section]] = {"model": ModelSection, "train": TrainSection}
         for name, choices in parameters.items():
             section, _, key = name.partition(".")
             fields = sections[section].model_fields if section in sections else {}
