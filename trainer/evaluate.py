@@ -1,14 +1,26 @@
 """The evaluation job: what the exported towers retrieve, measured exactly over the full catalogue.
 
     <artifact>/          kind evaluation; rows = evaluated queries
-      report.json        {"model_version", "run", "test": {"model": {"recall@10", "ndcg@10", "coverage@10", ..., "mrr"},
-                         "popularity": {...}, "popularity_all_time": {...}, "queries", "candidates", "held_out",
-                         "held_out_unknown"}, "validation": {...}}
+      report.json        {"model_version", "run",
+                          "test": {"model": {"recall@10", "ndcg@10", "hit_rate@10", "coverage@10", "popularity@10", ...,
+                                   "mrr", "r_precision", "clicks"}, "popularity": {...}, "popularity_all_time": {...},
+                                   "item_knn": {...}, "queries", "candidates", "held_out", "held_out_unknown"},
+                          "validation": {...},
+                          "baselines": {name: {"settings", "tried": [...]} or {"left_out": reason}},
+                          "details": {split: {
+                            "intervals": {scorer: {measure: estimate}},
+                            "gains": {baseline: {measure: estimate}},       the model's less the baseline's, paired
+                            "slices": [{"of", "by", "value", "queries", "held_out", "recall": {scorer: {"recall@10":
+                                        estimate}}}],
+                            "curves": {scorer: {k: recall}},
+                            "held_out_popularity"}}}
+                         where an estimate is {"value", "low", "high"}: the mean and its 95 % bootstrap interval
       report.html        the same for a person
       tag.json
 
 `popularity` ranks by the events of the 30 days before the split's cut, `popularity_all_time` by all training
-labels. Held-out candidates that the catalogue does not have cannot be found by anything; they count as missed.
+labels; the other baselines are those of trainer.evaluation.baselines. Held-out candidates that the catalogue does not
+have cannot be found by anything; they count as missed.
 """
 
 from __future__ import annotations
@@ -16,62 +28,55 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lockstep.errors import DataError, InputMismatchError
 from lockstep.model_sections import EvaluateSection
+from lockstep.schema import Schema
 from lockstep.storage import fresh_directory
 from lockstep.tags import Artifact, Kind, Tag, open_artifact, write_tag
 from lockstep.towers import Tower
 from lockstep.version import ModelVersion
 from trainer.encoding import check_same_origin
-from trainer.metrics import RankingMeasures
-from trainer.report import html_report
+from trainer.evaluation.baselines import Baseline, fit_baselines, read_interactions
+from trainer.evaluation.comparison import compare
+from trainer.evaluation.page import render
+from trainer.evaluation.queries import (
+    Catalogue,
+    Queries,
+    candidate_features,
+    candidates_of_split,
+    read_catalogue,
+    read_queries,
+)
+from trainer.evaluation.ranking import Products, SameForAll, Scorer
+from trainer.evaluation.slices import column_slices, standard_slices
 
 _log = logging.getLogger(__name__)
 _EMBED_ROWS = 4096
-_SCORES_AT_ONCE = 16_000_000
-"""Elements of a block of the score matrix: 64 MB."""
+SPLITS = ("validation", "test")
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """The candidates of the evaluation in the order of their index.
+@dataclass
+class _Evaluation:
+    """What all splits share."""
 
-    Args:
-        ids: [candidates] string.
-        popular_30d, popular_30d_validation, count: [candidates] float32 scores of the popularity baselines.
-    """
-
-    ids: pa.Array
-    popular_30d: NDArray[np.float32]
-    popular_30d_validation: NDArray[np.float32]
-    count: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The queries of one split.
-
-    Args:
-        history, targets: [queries] distinct catalogue indices each.
-        held_out: [queries] number of distinct held-out ids, those unknown to the catalogue included.
-    """
-
-    features: pa.StructArray
-    history: list[NDArray[np.int64]]
-    targets: list[NDArray[np.int64]]
-    held_out: NDArray[np.int64]
+    examples: Artifact
+    entities: Artifact
+    towers: Mapping[str, Tower]
+    section: EvaluateSection
+    catalogue: Catalogue
+    schema: Schema
+    baselines: Mapping[str, Baseline]
+    embedded: dict[Path, NDArray[np.float32]] = field(default_factory=dict)
+    """The candidates' vectors by the folder of their features."""
 
 
 def run(
@@ -85,13 +90,13 @@ def run(
     run_id: str,
     section: EvaluateSection,
 ) -> Tag:
-    """Measure both towers on the validation and the test split against popularity.
+    """Measure both towers on the validation and the test split against the baselines.
 
     The towers are those that serving will load, fed with raw features, so the report covers export and
     preprocessing as well as training.
 
     Args:
-        examples: input, kind `examples`: evaluation queries and catalogue.
+        examples: input, kind `examples`: evaluation queries, catalogue and interactions.
         entities: input, kind `entities`, of the same run: the candidates' features.
         query_tower, candidate_tower: inputs, of `model_version`.
         evaluation: output, kind `evaluation`.
@@ -99,7 +104,8 @@ def run(
     Raises:
         VersionMismatchError: a tower of another version.
         InputMismatchError: inputs of another run or schema, or a catalogue that the entities do not hold.
-        DataError: no evaluation queries at all.
+        ConfigError: a slice by what the schema does not have.
+        DataError: no evaluation queries at all, or towers whose vectors are not finite.
     """
     split_artifact = open_artifact(examples, Kind.EXAMPLES)
     entity_artifact = open_artifact(entities, Kind.ENTITIES)
@@ -110,21 +116,11 @@ def run(
     }
     for tower in towers.values():
         _check_tower(tower.artifact, split_artifact)
-    catalogue = read_catalogue(split_artifact)
-    report: dict[str, Any] = {"model_version": int(model_version), "run": run_id}
-    vectors: dict[Path, NDArray[np.float32]] = {}
-    for split in ("validation", "test"):
-        started = time.monotonic()
-        source = candidates_of_split(split_artifact, entity_artifact, split)
-        if source not in vectors:
-            vectors = {source: embed(towers["candidate"], candidate_features(source, catalogue))}
-        report[split] = evaluate_split(split, split_artifact, catalogue, towers["query"], vectors[source], section)
-        _log.info("%s: %d queries in %.0f s", split, report[split]["queries"], time.monotonic() - started)
-    if not report["test"]["queries"]:
-        raise DataError(f"{examples} has no test queries: move [data] test_from back or raise test_share")
+    report = _measure(split_artifact, entity_artifact, towers, section)
+    report |= {"model_version": int(model_version), "run": run_id}
     fresh_directory(evaluation)
     (evaluation / "report.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    (evaluation / "report.html").write_text(html_report(report), encoding="utf-8")
+    (evaluation / "report.html").write_text(render(report), encoding="utf-8")
     inputs = {
         "examples": split_artifact.tag,
         "entities": entity_artifact.tag,
@@ -135,56 +131,61 @@ def run(
         Kind.EVALUATION,
         run=run_id,
         schema=split_artifact.tag.schema,
-        rows=sum(report[split]["queries"] for split in ("validation", "test")),
+        rows=sum(report[split]["queries"] for split in SPLITS),
         model_version=model_version,
         inputs=inputs,
     )
 
 
-def evaluate_split(
-    split: str,
-    examples: Artifact,
-    catalogue: Catalogue,
-    query_tower: Tower,
-    candidates: NDArray[np.float32],
-    section: EvaluateSection,
+def _measure(
+    examples: Artifact, entities: Artifact, towers: Mapping[str, Tower], section: EvaluateSection
 ) -> dict[str, Any]:
-    """The report of one split; measures are {} where it has no queries."""
-    queries = read_queries(examples.path / split, catalogue)
-    recent = catalogue.popular_30d if split == "test" else catalogue.popular_30d_validation
+    """The report without its heading."""
+    catalogue = read_catalogue(examples)
+    queries = {split: read_queries(examples.path / split, catalogue) for split in SPLITS}
+    if not len(queries["test"]):
+        raise DataError(f"{examples.path} has no test queries: move [data] test_from back or raise test_share")
+    candidates = len(catalogue.ids)
+    interactions = read_interactions(examples, candidates)
+    baselines, left_out = fit_baselines(interactions, queries["validation"], candidates, section)
+    schema = Schema.from_json((examples / "schema.json").read_bytes())
+    evaluation = _Evaluation(examples, entities, towers, section, catalogue, schema, baselines)
+    report: dict[str, Any] = {"details": {}}
+    for split in SPLITS:
+        started = time.monotonic()
+        report[split], report["details"][split] = _measure_split(evaluation, split, queries[split])
+        _log.info("%s: %d queries in %.0f s", split, report[split]["queries"], time.monotonic() - started)
+    fitted = {name: {"settings": of.settings, "tried": of.tried} for name, of in baselines.items()}
+    return report | {"baselines": {**fitted, **{name: {"left_out": reason} for name, reason in left_out.items()}}}
+
+
+def _measure_split(evaluation: _Evaluation, split: str, queries: Queries) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The measures and the details of one split; both are {} by scorer where it has no queries."""
+    catalogue, baselines = evaluation.catalogue, evaluation.baselines
     facts = {
-        "queries": len(queries.targets),
+        "queries": len(queries),
         "candidates": len(catalogue.ids),
         "held_out": int(queries.held_out.sum()),
         "held_out_unknown": int(queries.held_out.sum()) - sum(map(len, queries.targets)),
     }
-    if not queries.targets:
-        return {"model": {}, "popularity": {}, "popularity_all_time": {}, **facts}
-    vectors = embed(query_tower, queries.features)
-    measures = {
-        "model": measure(queries, _products(vectors, candidates), section),
-        "popularity": measure(queries, _repeated(recent, len(vectors)), section),
-        "popularity_all_time": measure(queries, _repeated(catalogue.count, len(vectors)), section),
+    if not len(queries):
+        return {**{name: {} for name in ("model", "popularity", "popularity_all_time", *baselines)}, **facts}, {}
+    source = candidates_of_split(evaluation.examples, evaluation.entities, split)
+    features = candidate_features(source, catalogue)
+    if source not in evaluation.embedded:
+        evaluation.embedded = {source: embed(evaluation.towers["candidate"], features)}
+    vectors = embed(evaluation.towers["query"], queries.features)
+    recent = catalogue.popular_30d if split == "test" else catalogue.popular_30d_validation
+    scorers: dict[str, Scorer] = {
+        "model": Products(vectors, evaluation.embedded[source]),
+        "popularity": SameForAll(recent),
+        "popularity_all_time": SameForAll(catalogue.count),
+        **{name: baseline.scorer(queries) for name, baseline in baselines.items()},
     }
-    return measures | facts
-
-
-def measure(queries: Queries, blocks: Iterator[NDArray[np.float32]], section: EvaluateSection) -> dict[str, float]:
-    """The measures of one way to score.
-
-    Args:
-        blocks: [rows, candidates] scores, one block after the other over all queries; they are overwritten.
-    """
-    measures: RankingMeasures | None = None
-    row = 0
-    for block in blocks:
-        measures = measures or RankingMeasures(block.shape[1], section.ks)
-        for scores in block:
-            if section.exclude_history:
-                scores[queries.history[row]] = -np.inf
-            measures.add(scores, queries.targets[row], int(queries.held_out[row]))
-            row += 1
-    return measures.means() if measures is not None else {}
+    columns = {"query": queries.features, "candidate": features}
+    slices = standard_slices(queries, catalogue) + column_slices(evaluation.section.slices, evaluation.schema, columns)
+    measures, details = compare(scorers, queries, catalogue, slices, evaluation.section)
+    return {**measures, **facts}, details
 
 
 def embed(tower: Tower, features: pa.StructArray) -> NDArray[np.float32]:
@@ -193,85 +194,6 @@ def embed(tower: Tower, features: pa.StructArray) -> NDArray[np.float32]:
         tower.embed(features[start : start + _EMBED_ROWS]).vectors for start in range(0, len(features), _EMBED_ROWS)
     ]
     return np.concatenate(parts)
-
-
-def read_catalogue(examples: Artifact) -> Catalogue:
-    """Read `catalogue.parquet`, whose row order is the candidate index."""
-    table = pq.read_table(examples / "catalogue.parquet")
-    columns = {
-        name: pc.fill_null(table[name], 0).to_numpy().astype(np.float32)
-        for name in ("popular_30d", "popular_30d_validation", "count")
-    }
-    return Catalogue(table["id"].combine_chunks().cast(pa.string()), **columns)
-
-
-def candidates_of_split(examples: Artifact, entities: Artifact, split: str) -> Path:
-    """The folder of the candidates as a split may know them: as of its cut where they change, else as of now."""
-    as_of_cut = examples.path / f"{split}_candidates"
-    return as_of_cut if as_of_cut.is_dir() else entities.path / "candidates"
-
-
-def candidate_features(folder: Path, catalogue: Catalogue) -> pa.StructArray:
-    """The features of every candidate of the catalogue, in its order.
-
-    Args:
-        folder: Parquet files with `id` and `features`.
-
-    Raises:
-        InputMismatchError: a candidate is not in them.
-    """
-    table = ds.dataset(folder, format="parquet").to_table(["id", "features"])
-    rows = pc.index_in(catalogue.ids, value_set=table["id"].combine_chunks().cast(pa.string()))
-    if rows.null_count:
-        missing = catalogue.ids.filter(pc.is_null(rows))
-        raise InputMismatchError(
-            f"candidate {missing[0].as_py()!r} and {len(missing) - 1} others",
-            "the catalogue",
-            "present",
-            f"candidates at {folder}",
-            "absent",
-        )
-    return _struct(table["features"]).take(rows)
-
-
-def read_queries(directory: Path, catalogue: Catalogue) -> Queries:
-    """Read the queries of one split that have something held out; none where the split has no files."""
-    files = sorted(directory.glob("part-*.parquet"))
-    if not files:
-        return Queries(pa.array([], pa.struct([])), [], [], np.empty(0, dtype=np.int64))
-    table = pa.concat_tables([pq.read_table(file) for file in files])
-    table = table.filter(pc.greater(pc.fill_null(pc.list_value_length(table["targets"]), 0), 0))
-    return Queries(
-        _struct(table["features"]),
-        _indices(table["history"], catalogue),
-        _indices(table["targets"], catalogue),
-        np.array([len(set(ids)) for ids in table["targets"].to_pylist()], dtype=np.int64),
-    )
-
-
-def _indices(column: pa.ChunkedArray, catalogue: Catalogue) -> list[NDArray[np.int64]]:
-    """The distinct catalogue indices of each list of ids."""
-    lists = column.combine_chunks()
-    flat = pc.index_in(lists.flatten().cast(pa.string()), value_set=catalogue.ids)
-    indices = pc.fill_null(flat, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    ends = np.cumsum(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False))
-    rows = np.split(indices, ends[:-1]) if len(ends) else []
-    return [np.unique(row[row >= 0]) for row in rows]
-
-
-def _products(vectors: NDArray[np.float32], candidates: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    rows = max(1, _SCORES_AT_ONCE // len(candidates))
-    for start in range(0, len(vectors), rows):
-        yield vectors[start : start + rows] @ candidates.T
-
-
-def _repeated(scores: NDArray[np.float32], rows: int) -> Iterator[NDArray[np.float32]]:
-    for _ in range(rows):
-        yield scores[np.newaxis].copy()
-
-
-def _struct(column: pa.ChunkedArray) -> pa.StructArray:
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def _check_tower(tower: Artifact, examples: Artifact) -> None:

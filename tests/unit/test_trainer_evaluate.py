@@ -11,18 +11,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lockstep.errors import InputMismatchError, VersionMismatchError
+from lockstep.errors import ConfigError, InputMismatchError, VersionMismatchError
 from lockstep.model_sections import EvaluateSection, ModelSection, TrainSection
-from lockstep.tags import Kind, read_tag, write_tag
+from lockstep.tags import Kind, open_artifact, read_tag, write_tag
 from lockstep.towers import Tower
 from lockstep.version import ModelVersion
-from tests.unit.trainer_artifacts import IDS, SCHEMA, TITLES, Artifacts, candidate_features, make_artifacts
+from tests.unit.trainer_artifacts import (
+    GROUPS,
+    IDS,
+    PER_GROUP,
+    SCHEMA,
+    TITLES,
+    Artifacts,
+    candidate_features,
+    make_artifacts,
+)
 from trainer import evaluate, task
-from trainer.evaluate import Queries, measure
-from trainer.report import html_report
+from trainer.evaluation.page import render
+from trainer.evaluation.queries import read_catalogue, read_queries
 
 V3 = ModelVersion(3)
-SECTION = EvaluateSection(ks=(5, 10))
+SECTION = EvaluateSection(ks=(5, 10), baselines=("item_knn", "ease"), slices=("title", "mood"), bootstrap=200)
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,13 @@ class Evaluated:
     made: Artifacts
     root: Path
 
-    def run(self, output: Path, made: Artifacts | None = None, version: ModelVersion = V3):
+    def run(
+        self,
+        output: Path,
+        made: Artifacts | None = None,
+        version: ModelVersion = V3,
+        section: EvaluateSection = SECTION,
+    ):
         made = made or self.made
         return evaluate.run(
             examples=made.examples,
@@ -40,7 +55,7 @@ class Evaluated:
             evaluation=output,
             model_version=version,
             run_id="run-1",
-            section=SECTION,
+            section=section,
         )
 
 
@@ -48,6 +63,7 @@ class Evaluated:
 def evaluated(tmp_path_factory) -> Evaluated:
     root = tmp_path_factory.mktemp("evaluated")
     made = make_artifacts(root / "made", rows=6_000, queries=40)
+    write_interactions(made)
     task.run(
         examples=made.examples,
         preprocessing=made.preprocessing,
@@ -62,6 +78,17 @@ def evaluated(tmp_path_factory) -> Evaluated:
     result = Evaluated(made, root)
     result.run(root / "evaluation")
     return result
+
+
+def write_interactions(made: Artifacts) -> None:
+    """Entities that stay within their group of candidates, as the queries do; every pair twice."""
+    rng = np.random.default_rng(5)
+    taken = [(q, q % GROUPS * PER_GROUP + c) for q in range(300) for c in rng.choice(PER_GROUP, 6, replace=False)] * 2
+    columns = {"query": pa.array([q for q, _ in taken], pa.int32()), "candidate": pa.array([c for _, c in taken])}
+    ages = pa.array(np.ones(len(taken)), pa.float32())
+    pq.write_table(pa.table({**columns, "age_days": ages}), made.examples / "interactions.parquet")
+    tag = read_tag(made.examples)
+    write_tag(made.examples, Kind.EXAMPLES, run=tag.run, schema=tag.schema, rows=tag.rows)
 
 
 def report_of(evaluated: Evaluated) -> dict:
@@ -113,24 +140,69 @@ def test_running_again_gives_the_same_bytes(evaluated, tmp_path):
     assert tag.inputs == {**towers, **made}
 
 
-def test_history_is_left_out_and_unknown_targets_count_as_missed():
-    queries = Queries(
-        features=pa.array([{}]),
-        history=[np.array([0, 1])],
-        targets=[np.array([2, 3])],
-        held_out=np.array([4]),  # two of four held-out candidates are unknown to the catalogue
+def test_baselines_that_see_the_history_are_measured_beside(evaluated):
+    report = report_of(evaluated)
+    for name in ("item_knn", "ease"):
+        # A group has 20 candidates, 3 of them in the history and 5 held out: its members first, in whatever order,
+        # find more than the third of the 5 that chance finds in the 17 left.
+        assert report["test"][name]["recall@10"] > 0.45 > 3 * report["test"]["popularity"]["recall@10"]
+        tried = report["baselines"][name]["tried"]
+        best = max(tried, key=lambda row: row["recall@10"])
+        assert report["baselines"][name]["settings"].items() <= best.items()
+        assert report["validation"][name]["recall@10"] == best["recall@10"]
+
+
+def test_every_mean_lies_in_its_interval_and_gains_are_differences(evaluated):
+    report = report_of(evaluated)
+    test, details = report["test"], report["details"]["test"]
+    assert set(details["intervals"]) == {"model", "popularity", "popularity_all_time", "item_knn", "ease"}
+    for name, measures in details["intervals"].items():
+        assert set(test[name]) - set(measures) == {"coverage@5", "coverage@10"}
+        for measure, of in measures.items():
+            assert of["value"] == pytest.approx(test[name][measure], abs=1e-6)
+            assert of["low"] <= of["value"] <= of["high"]
+    gain = details["gains"]["popularity"]["recall@10"]
+    assert gain["value"] == pytest.approx(test["model"]["recall@10"] - test["popularity"]["recall@10"], abs=1e-6)
+    assert 0 < gain["low"] < gain["value"] < gain["high"]
+    assert details["curves"]["model"]["10"] == pytest.approx(test["model"]["recall@10"], abs=1e-6)
+    assert details["curves"]["model"]["100"] <= 1.0
+
+
+def test_slices_count_what_is_in_them(evaluated):
+    slices = report_of(evaluated)["details"]["test"]["slices"]
+    found = {(s["of"], s["by"], s["value"]): s for s in slices}
+    assert (found["queries", "history", "1 to 4"]["queries"], found["queries", "history", "0"]["queries"]) == (40, 0)
+    assert found["candidates", "training", "warm"]["held_out"] == 200
+    assert found["candidates", "training", "cold"]["recall"]["model"]["recall@10"]["value"] is None
+    thirds = [found["candidates", "popularity", name]["held_out"] for name in ("head", "torso", "tail")]
+    assert sum(thirds) == 200
+    assert min(thirds) > 0
+    # every title is another text: the ten first and the rest
+    assert sum(s["held_out"] for s in slices if s["by"] == "title") == 200
+    assert len([s for s in slices if s["by"] == "title"]) == 11
+    mood = found["queries", "mood", "up to 0"]  # the one value of all queries
+    assert mood["recall"]["model"]["recall@10"]["value"] == pytest.approx(
+        report_of(evaluated)["test"]["model"]["recall@10"], abs=1e-6
     )
-    scores = np.array([[0.9, 0.8, 0.7, 0.1, 0.2]], dtype=np.float32)
-    with_history = measure(queries, iter([scores.copy()]), EvaluateSection(ks=(1, 3), exclude_history=False))
-    assert (with_history["recall@1"], with_history["recall@3"], with_history["mrr"]) == (
-        0.0,
-        0.25,
-        pytest.approx(1 / 3),
-    )
-    without = measure(queries, iter([scores.copy()]), EvaluateSection(ks=(1, 3)))
-    assert (without["recall@1"], without["recall@3"], without["mrr"]) == (0.25, 0.5, 1.0)
-    assert without["coverage@1"] == 0.2
-    assert without["coverage@3"] == 0.6
+
+
+def test_examples_without_interactions_leave_the_baselines_out_and_say_so(evaluated, tmp_path):
+    made = evaluated.made
+    tag = read_tag(made.examples)
+    file = made.examples / "interactions.parquet"
+    # The towers name the digest of these examples, so the very tag has to stay: what is not there is not read.
+    hidden = file.rename(tmp_path / "hidden")
+    try:
+        evaluated.run(tmp_path / "evaluation", section=EvaluateSection(ks=(10,), bootstrap=0))
+    finally:
+        hidden.rename(file)
+    assert read_tag(made.examples) == tag
+    report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    assert set(report["baselines"]) == {"item_knn"}
+    assert "no interactions.parquet" in report["baselines"]["item_knn"]["left_out"]
+    assert "item_knn" not in report["test"]
+    assert report["details"]["test"]["intervals"]["model"]["recall@10"]["low"] is None
+    assert "no interactions.parquet" in (tmp_path / "evaluation" / "report.html").read_text()
 
 
 def test_repeated_targets_count_once(tmp_path, evaluated):
@@ -140,8 +212,8 @@ def test_repeated_targets_count_once(tmp_path, evaluated):
     pq.write_table(
         pa.table({name: pa.array(rows[name], t) for name, t in _types().items()}), tmp_path / "test" / "part-0.parquet"
     )
-    catalogue = evaluate.read_catalogue(evaluate.open_artifact(evaluated.made.examples, Kind.EXAMPLES))
-    queries = evaluate.read_queries(tmp_path / "test", catalogue)
+    catalogue = read_catalogue(open_artifact(evaluated.made.examples, Kind.EXAMPLES))
+    queries = read_queries(tmp_path / "test", catalogue)
     assert [t.tolist() for t in queries.targets] == [[1]]  # the query with nothing held out is no query
     assert queries.held_out.tolist() == [2]
 
@@ -184,19 +256,34 @@ def test_a_catalogue_that_the_entities_do_not_hold_is_refused(evaluated, tmp_pat
 def test_the_page_shows_the_numbers_and_needs_nothing_else(evaluated):
     page = (evaluated.root / "evaluation" / "report.html").read_text()
     report = report_of(evaluated)
-    assert f"{report['test']['model']['recall@10']:.4f}" in page
+    details = report["details"]["test"]
+    interval = details["intervals"]["model"]["recall@10"]
+    gain = details["gains"]["ease"]["recall@10"]
+    tail = next(of for of in details["slices"] if of["value"] == "tail")["recall"]["model"]["recall@10"]
+    for figure in (report["test"]["model"]["recall@10"], report["test"]["ease"]["mrr"], gain["value"], tail["value"]):
+        assert f"{figure:.4f}" in page
+    assert f"{interval['low']:.4f} … {interval['high']:.4f}" in page
     assert "Evaluation of v3" in page
+    assert page.count("<polyline") == 2 * 5  # a line a scorer in either split
     for outside in ("http", "src=", "href=", "<script", "url("):
         assert outside not in page
 
 
 def test_the_page_escapes_what_it_is_given(evaluated):
-    page = html_report({**report_of(evaluated), "run": "<script>alert(1)</script>"})
+    page = render({**report_of(evaluated), "run": "<script>alert(1)</script>"})
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
 
 def test_a_split_without_queries_still_makes_a_page():
-    empty = {"model": {}, "popularity": {}, "popularity_all_time": {}}
-    counts = {"queries": 0, "candidates": 5, "held_out": 0, "held_out_unknown": 0}
-    assert "0 queries" in html_report({"model_version": 1, "run": "r", "validation": {**empty, **counts}})
+    facts = {"model": {}, "popularity": {}, "popularity_all_time": {}, "queries": 0, "candidates": 5}
+    split = {**facts, "held_out": 0, "held_out_unknown": 0}
+    page = render({"model_version": 1, "run": "r", "validation": split, "details": {"validation": {}}, "baselines": {}})
+    assert "0 queries" in page
+
+
+def test_a_slice_by_what_the_schema_does_not_have_is_refused(evaluated, tmp_path):
+    with pytest.raises(ConfigError, match=r"slices: 'country' is no feature: take one of \['mood', 'title', 'track'\]"):
+        evaluated.run(tmp_path / "evaluation", section=EvaluateSection(slices=("country",)))
+    with pytest.raises(ConfigError, match="'history' is of type id_sequence"):
+        evaluated.run(tmp_path / "evaluation", section=EvaluateSection(slices=("history",)))

@@ -1,0 +1,238 @@
+"""What a retrieval model has to beat: baselines that learn from who took what, and nothing else.
+
+Each learns from the same training events as the towers, sees the same histories as the query tower, and gets the best
+settings of a small grid, chosen by recall on the validation split. None can score a candidate that training has never
+seen; such scores tie at 0, and ties go to the lower index, which is the more popular candidate.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lockstep.model_sections import EvaluateSection
+from lockstep.tags import Artifact
+from trainer.evaluation.measures import measure
+from trainer.evaluation.queries import Queries
+from trainer.evaluation.ranking import HistorySums, Products, Scorer
+
+_log = logging.getLogger(__name__)
+Weights = NDArray[np.float32]
+"""[candidates, candidates]: row i is what candidate i in a history says of every candidate."""
+Settings = Mapping[str, float]
+GRIDS: Mapping[str, tuple[Settings, ...]] = {
+    "item_knn": tuple({"neighbours": n, "shrinkage": s} for n in (50, 200, 1000) for s in (0, 10, 100)),
+    "ease": tuple({"l2": l2} for l2 in (30, 100, 300, 1000)),
+    "als": tuple({"factors": f, "regularization": r} for f in (32, 64, 128) for r in (0.01, 1.0, 10.0)),
+}
+"""The settings that are tried, by baseline."""
+CHOICE_QUERIES = 2_000
+"""At most so many validation queries decide between settings."""
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Who took what in training: distinct pairs, those of a query entity together.
+
+    Args:
+        query: [pairs] number of the entity, ascending.
+        candidate: [pairs] candidate index.
+        candidates: size of the catalogue.
+    """
+
+    query: NDArray[np.int64]
+    candidate: NDArray[np.int64]
+    candidates: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A fitted baseline.
+
+    Args:
+        scorer: makes it score some queries.
+        settings: the best of its grid.
+        tried: each setting of the grid with its recall on the validation split.
+    """
+
+    scorer: Callable[[Queries], Scorer]
+    settings: Settings
+    tried: list[dict[str, float]] = field(default_factory=list)
+
+
+def read_interactions(examples: Artifact, candidates: int) -> Interactions | None:
+    """Read `interactions.parquet`; None where the examples were made before there was one."""
+    path = examples.path / "interactions.parquet"
+    if not path.exists():
+        return None
+    table: pa.Table = pq.read_table(path, columns=["query", "candidate"])
+    query, candidate = (table[name].to_numpy().astype(np.int64) for name in ("query", "candidate"))
+    pairs = np.unique(query * candidates + candidate)
+    return Interactions(pairs // candidates, pairs % candidates, candidates)
+
+
+def fit_baselines(
+    interactions: Interactions | None, validation: Queries, candidates: int, section: EvaluateSection
+) -> tuple[dict[str, Baseline], dict[str, str]]:
+    """Fit the baselines of the section.
+
+    Args:
+        validation: the queries that the settings are chosen on; without any, the first of the grid is taken.
+
+    Returns:
+        The baselines by name, and of those that are left out the reason.
+    """
+    fitted: dict[str, Baseline] = {}
+    left_out: dict[str, str] = {}
+    for name in section.baselines:
+        reason = _why_not(name, interactions, candidates, section)
+        if reason is not None:
+            left_out[name] = reason
+            _log.warning("%s is left out: %s", name, reason)
+            continue
+        assert interactions is not None, "otherwise there is a reason"
+        fitted[name] = _choose(name, _fits(name, interactions, section), validation.first(CHOICE_QUERIES), section)
+        _log.info("%s: %s is the best of %d settings", name, fitted[name].settings, len(GRIDS[name]))
+    return fitted, left_out
+
+
+def co_occurrences(interactions: Interactions) -> Weights:
+    """[candidates, candidates] number of query entities that took both; on the diagonal, that took one."""
+    gram = np.zeros((interactions.candidates, interactions.candidates), dtype=np.float32)
+    starts = np.flatnonzero(np.diff(interactions.query, prepend=-1))
+    for start, end in pairwise([*starts.tolist(), len(interactions.query)]):
+        taken = interactions.candidate[start:end]
+        gram[np.ix_(taken, taken)] += 1.0
+    return gram
+
+
+def item_knn(gram: Weights, neighbours: int, shrinkage: float) -> Weights:
+    """Cosine similarity of candidates, shrunk where few entities took them, to the nearest of each only.
+
+    s(i, j) = n(i, j) / (sqrt(n(i) n(j)) + shrinkage); a query's score of j is the sum of s(i, j) over its history.
+
+    Args:
+        gram: as of `co_occurrences`.
+        neighbours: how many candidates the weights of each candidate reach; others get 0.
+
+    Reference: Deshpande & Karypis, "Item-based top-N recommendation algorithms", TOIS 2004; shrinkage as in Ferrari
+    Dacrema, Cremonesi & Jannach, "Are we really making much progress?", RecSys 2019.
+    """
+    taken = np.sqrt(np.diag(gram))
+    norms = np.outer(taken, taken) + np.float32(shrinkage)
+    weights: Weights = np.divide(gram, norms, out=np.zeros_like(gram), where=norms > 0)
+    np.fill_diagonal(weights, 0.0)
+    if neighbours < len(gram):
+        for row in weights:
+            row[row < np.partition(row, -neighbours)[-neighbours]] = 0.0
+    return weights
+
+
+def ease(gram: Weights, l2: float) -> Weights:
+    """The linear model of all candidates on all others with the least squared error, ridge-regularised, in closed form.
+
+    With P = inverse(gram + l2 I): weight(i, j) = -P(i, j) / P(j, j), and 0 on the diagonal.
+
+    Args:
+        gram: as of `co_occurrences`.
+        l2: the weight of the ridge, above 0.
+
+    Reference: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, equation 8.
+    """
+    inverse = np.linalg.inv(gram + np.float32(l2) * np.eye(len(gram), dtype=np.float32))
+    weights: Weights = (inverse / -np.diag(inverse)).astype(np.float32, copy=False)
+    np.fill_diagonal(weights, 0.0)
+    return weights
+
+
+def _why_not(name: str, interactions: Interactions | None, candidates: int, section: EvaluateSection) -> str | None:
+    if interactions is None:
+        return "the examples have no interactions.parquet: make them anew with this version of Lockstep"
+    if name != "als" and candidates > section.baseline_max_candidates:
+        return f"{candidates:,} candidates, more than baseline_max_candidates = {section.baseline_max_candidates:,}"
+    if name == "als":
+        try:
+            import implicit  # noqa: F401
+        except ImportError:
+            return "the package implicit is not installed: pip install 'lockstep-retrieval[baselines]'"
+    return None
+
+
+def _fits(
+    name: str, interactions: Interactions, section: EvaluateSection
+) -> Callable[[Settings], Callable[[Queries], Scorer]]:
+    """How a baseline is fitted with given settings."""
+    if name == "als":
+        return lambda settings: _als(interactions, settings, section)
+    gram = co_occurrences(interactions)
+
+    def fit(settings: Settings) -> Callable[[Queries], Scorer]:
+        if name == "ease":
+            weights = ease(gram, settings["l2"])
+        else:
+            weights = item_knn(gram, int(settings["neighbours"]), settings["shrinkage"])
+        return lambda queries: HistorySums(weights, queries.history)
+
+    return fit
+
+
+def _choose(
+    name: str,
+    fit: Callable[[Settings], Callable[[Queries], Scorer]],
+    validation: Queries,
+    section: EvaluateSection,
+) -> Baseline:
+    """The setting with the best recall at the largest k; the first of equals."""
+    if not len(validation):
+        return Baseline(fit(GRIDS[name][0]), GRIDS[name][0])
+    goal = f"recall@{max(section.ks)}"
+    tried: list[dict[str, float]] = []
+    best: Baseline | None = None
+    for settings in GRIDS[name]:
+        scorer = fit(settings)
+        value = measure(validation, scorer(validation), section)[goal]
+        if best is None or value > max(row[goal] for row in tried):
+            best = Baseline(scorer, settings, tried)
+        tried.append({**settings, goal: value})
+    assert best is not None, "no grid is empty"
+    return best
+
+
+def _als(interactions: Interactions, settings: Settings, section: EvaluateSection) -> Callable[[Queries], Scorer]:
+    """Matrix factorisation of implicit feedback; a query's vector is folded in from its history.
+
+    Reference: Hu, Koren & Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008.
+    """
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    model = AlternatingLeastSquares(
+        factors=int(settings["factors"]),
+        regularization=settings["regularization"],
+        random_state=section.seed,
+        num_threads=section.threads,
+    )
+    entities = int(interactions.query[-1]) + 1 if len(interactions.query) else 0
+    model.fit(_matrix(interactions.query, interactions.candidate, entities, interactions), show_progress=False)
+
+    def scorer(queries: Queries) -> Scorer:
+        rows = np.repeat(np.arange(len(queries)), [len(history) for history in queries.history])
+        taken = np.concatenate([*queries.history, np.empty(0, dtype=np.int64)])
+        histories = _matrix(rows, taken, len(queries), interactions)
+        return Products(model.recalculate_user(np.arange(len(queries)), histories), model.item_factors)
+
+    return scorer
+
+
+def _matrix(rows: NDArray[np.int64], columns: NDArray[np.int64], entities: int, interactions: Interactions) -> Any:
+    from scipy.sparse import csr_matrix  # comes with implicit
+
+    ones = np.ones(len(rows), dtype=np.float32)
+    return csr_matrix((ones, (rows, columns)), shape=(entities, interactions.candidates))
