@@ -1,10 +1,16 @@
 """An exported tower: raw features in, versioned embeddings out.
 
 <artifact>/                    kind query_tower or candidate_tower
-  saved_model/                 signature serving_default: one input a feature, named as in the schema;
-                               outputs embedding float32[batch, dim] (unit length), model_version int64[batch]
+  saved_model/                 two signatures with the same outputs, of any batch size: embedding float32[batch, dim]
+                               (unit length), model_version int64[batch]
+                                 serving_default: one input a feature, named as in the schema (lockstep.features)
+                                 tf_example: `examples` string[batch], serialized tf.train.Examples of raw features
   schema.json                  the schema that it was built for
   tag.json
+
+In a tf.train.Example a feature is a list by its name: bytes_list of one text or id, or of a sequence of them;
+float_list of one number, a sequence of them, or a vector of its size; int64_list of one moment, in whole seconds
+since 1970. A feature that is left out is missing, as is "", NaN or MISSING_TIME; a sequence may have any length.
 """
 
 from __future__ import annotations

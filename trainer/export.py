@@ -6,12 +6,14 @@ ways, and the graph stamps what it embeds with its model version (layout: `locks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import tensorflow as tf
 
 from lockstep.errors import CorruptArtifactError, SchemaError
+from lockstep.features import MISSING_TIME
 from lockstep.schema import Schema
 from lockstep.storage import fresh_directory
 from lockstep.tags import Artifact, Kind, Tag, write_tag
@@ -20,6 +22,10 @@ from trainer.encoding import Side
 from trainer.towers import TowerNetwork
 
 _KINDS: Mapping[Side, Kind] = {"query": Kind.QUERY_TOWER, "candidate": Kind.CANDIDATE_TOWER}
+
+
+_MISSING: Mapping[tf.DType, str | float | int] = {tf.string: "", tf.float32: math.nan, tf.int64: MISSING_TIME}
+"""What a raw feature holds where there is no value (`lockstep.features`)."""
 
 
 def export_tower(
@@ -46,7 +52,8 @@ def export_tower(
     schema = _read_schema(preprocessing)
     module = serving_module(tower, side, preprocessing, schema, model_version)
     fresh_directory(output)
-    tf.saved_model.save(module, str(output / "saved_model"), signatures={"serving_default": module.serve})
+    signatures = {"serving_default": module.serve, "tf_example": module.serve_examples}
+    tf.saved_model.save(module, str(output / "saved_model"), signatures=signatures)
     (output / "schema.json").write_bytes(schema.to_json())
     return write_tag(
         output,
@@ -62,7 +69,10 @@ def export_tower(
 def serving_module(
     tower: TowerNetwork, side: Side, preprocessing: Artifact, schema: Schema, model_version: ModelVersion
 ) -> tf.Module:
-    """Preprocessing, tower and version stamp as one module with a `serve` function of raw features by name."""
+    """Preprocessing, tower and version stamp as one module.
+
+    Its functions are `serve`, of raw features by name, and `serve_examples`, of the same as serialized tf.Examples.
+    """
     loaded = tf.saved_model.load(str(preprocessing / side))
     encode = loaded.signatures["serving_default"]
     specs = encode.structured_input_signature[1]
@@ -78,6 +88,9 @@ def serving_module(
     module.weights = list(tower.variables)
     module.serve = _serve_function(tower, encode, model_version).get_concrete_function(
         **{name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
+    )
+    module.serve_examples = _serve_examples_function(module.serve, specs).get_concrete_function(
+        tf.TensorSpec([None], tf.string, name="examples")
     )
     return module
 
@@ -97,6 +110,29 @@ def _serve_function(
         return {"embedding": embedding, "model_version": tf.fill(tf.shape(embedding)[:1], version)}
 
     return serve
+
+
+def _serve_examples_function(
+    serve: Callable[..., Mapping[str, tf.Tensor]], specs: Mapping[str, tf.TensorSpec]
+) -> tf.types.experimental.PolymorphicFunction:
+    parsing = {name: _parsing(spec) for name, spec in specs.items()}
+
+    @tf.function(autograph=False)
+    def serve_examples(examples: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        return serve(**tf.io.parse_example(examples, parsing))
+
+    return serve_examples
+
+
+def _parsing(spec: tf.TensorSpec) -> tf.io.FixedLenFeature | tf.io.FixedLenSequenceFeature:
+    """How a raw feature stands in a tf.Example: a value, a vector of fixed size, or a list of any length."""
+    missing = _MISSING[spec.dtype]
+    if spec.shape.rank == 1:
+        return tf.io.FixedLenFeature([], spec.dtype, missing)
+    size = spec.shape[1]
+    if size is not None:
+        return tf.io.FixedLenFeature([size], spec.dtype, [missing] * size)
+    return tf.io.FixedLenSequenceFeature([], spec.dtype, allow_missing=True, default_value=missing)
 
 
 def _read_schema(preprocessing: Artifact) -> Schema:
