@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lockstep.storage import mounted as mounted
 from lockstep.tags import Tag
 
 PROGRESS = "» "
@@ -54,11 +55,6 @@ def _is_zombie(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
-
-
-def mounted(uri: str) -> Path:
-    """The path under which an address is mounted: KFP and Vertex AI show gs://bucket as /gcs/bucket."""
-    return Path("/gcs/" + uri.removeprefix("gs://")) if uri.startswith("gs://") else Path(uri)
 
 
 def stamp(artifact: Any, tag: Tag) -> None:

@@ -1,0 +1,111 @@
+"""Where a training runs: one device, the GPUs of a machine, or several machines; and in which precision.
+
+Several workers find one another through TF_CONFIG, as Vertex AI and Kubeflow set it. The first of them, the chief,
+writes what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import tensorflow as tf
+
+from lockstep.errors import TrainingError
+from lockstep.model_sections import TrainSection
+from trainer.input_pipeline import TrainingRecords
+
+
+def worker_count() -> int:
+    """How many machines train together, by TF_CONFIG."""
+    tasks = _cluster().cluster_spec().as_dict()
+    return len(tasks.get("chief", [])) + len(tasks.get("worker", [])) or 1
+
+
+def is_chief() -> bool:
+    """Whether this process writes checkpoints and artifacts: the only worker, the `chief`, or else worker 0."""
+    cluster = _cluster()
+    if worker_count() == 1 or cluster.task_type == "chief":
+        return True
+    return "chief" not in cluster.cluster_spec().jobs and (cluster.task_type, cluster.task_id) == ("worker", 0)
+
+
+def build_strategy(section: TrainSection) -> tf.distribute.Strategy:
+    """The configured strategy; with several workers, it waits for all of them.
+
+    Raises:
+        TrainingError: it does not go with TF_CONFIG, or replicas cannot share the batch.
+    """
+    workers, wanted = worker_count(), section.strategy
+    devices = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if wanted == "auto":
+        wanted = "multi_worker" if workers > 1 else "mirrored" if len(devices) > 1 else "one_device"
+    if (wanted == "multi_worker") != (workers > 1):
+        raise TrainingError(
+            f"[train] strategy is {section.strategy!r}, and TF_CONFIG names {workers} workers: "
+            "leave it at 'auto', or set TF_CONFIG for the strategy"
+        )
+    if wanted == "multi_worker":
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    elif wanted == "mirrored":
+        strategy = tf.distribute.MirroredStrategy(
+            devices or [device.name for device in tf.config.list_logical_devices("CPU")]
+        )
+    else:
+        strategy = tf.distribute.get_strategy()
+    return strategy
+
+
+def check_batch(batch_size: int, strategy: tf.distribute.Strategy) -> None:
+    """Refuse a batch that the replicas cannot share evenly.
+
+    Raises:
+        TrainingError: it says which sizes would do.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        below = batch_size - batch_size % replicas
+        raise TrainingError(
+            f"{replicas} replicas cannot share a batch of {batch_size} evenly: "
+            f"set [train] batch_size to {below or replicas} or {below + replicas}"
+        )
+
+
+def distribute(
+    records: TrainingRecords, strategy: tf.distribute.Strategy, epoch: int, skip: int
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """The batches of an epoch from step `skip` on, each replica's part by itself.
+
+    A batch is not split once it is made: the elements of its sequences have a first dimension of their own.
+    """
+
+    def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return records.batches(
+            epoch,
+            skip,
+            replicas=strategy.num_replicas_in_sync,
+            worker=context.input_pipeline_id,
+            workers=context.num_input_pipelines,
+        )
+
+    return strategy.distribute_datasets_from_function(batches)
+
+
+@contextmanager
+def precision(section: TrainSection) -> Iterator[None]:
+    """Layers that are built within multiply in half precision where that is configured."""
+    if not section.mixed_precision:
+        yield
+        return
+    policy = tf.keras.mixed_precision.global_policy()
+    # float16 is what every GPU multiplies fast, bfloat16 what CPUs do.
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    tf.keras.mixed_precision.set_global_policy("mixed_float16" if on_gpu else "mixed_bfloat16")
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(policy)
+
+
+def _cluster() -> tf.distribute.cluster_resolver.TFConfigClusterResolver:
+    return tf.distribute.cluster_resolver.TFConfigClusterResolver()
