@@ -11,8 +11,8 @@ import tensorflow as tf
 class AveragedWeights(tf.Module):
     """The exponential moving average of variables over the steps of a training.
 
-    After step t = 1, 2, ... the average a of a weight w becomes d a + (1 - d) w, with d = min(decay, (1 + t) / (10 + t)),
-    so that the first steps, when weights move fast, are soon forgotten.
+    After step t = 1, 2, ... the average a of a weight w becomes d a + (1 - d) w, d = min(decay, (1 + t) / (10 + t)), so
+    that the first steps, when weights move fast, are soon forgotten.
 
     Args:
         variables: what is averaged; the average begins with their values of now.

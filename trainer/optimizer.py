@@ -18,7 +18,7 @@ class RowAdam(tf.keras.optimizers.Optimizer):
 
     Plain Adam decays the moments of all rows and goes on moving them, which costs several passes over the whole
     table a step (1 M rows x 64, 5,000 of them touched: 40 times the time). A dense gradient is updated as by plain
-    Adam; so is a row that every batch touches. The bias correction counts the steps of the training, not those of a row.
+    Adam; so is a row that every batch touches. The bias correction counts the steps of the training, not a row's.
 
     References:
         Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.

@@ -1,4 +1,4 @@
-"""The training job: examples and preprocessing in, both towers out."""
+"""The training job: examples and preprocessing in, both towers out. `python -m trainer.task --help` runs it alone."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import json
 import logging
 from pathlib import Path
 
+from lockstep import __version__
 from lockstep.model_sections import ModelSection, TrainSection
 from lockstep.tags import Artifact, Kind, Tag, open_artifact
 from lockstep.version import ModelVersion
 from trainer.encoding import EncodedFeatures, Side, check_same_features, check_same_origin
+from trainer.evaluation.queries import read_catalogue
 from trainer.export import export_tower
 from trainer.input_pipeline import open_training_records
 from trainer.loop import TrainingLoop, prepare_work
+from trainer.strategy import build_strategy, is_chief, precision
+from trainer.tensorboard import PROJECTED
 from trainer.towers import TowerNetwork, build_towers
 from trainer.two_tower import TwoTowerModel
+from trainer.validation import embed, open_validation
+from trainer.warm_start import WarmStart
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +37,8 @@ def run(
     run_id: str,
     model: ModelSection,
     train: TrainSection,
-) -> Tag:
+    warm_start: WarmStart | None = None,
+) -> Tag | None:
     """Train both towers and export them.
 
     A killed run that is started again with the same `work` goes on from its newest checkpoint and ends with the
@@ -42,10 +49,12 @@ def run(
         preprocessing: input, kind `preprocessing`, of the same run.
         query_tower: output, kind `query_tower`.
         candidate_tower: output, kind `candidate_tower`.
-        work: checkpoints and TensorBoard logs; kept over a crash, no artifact.
+        work: checkpoints and TensorBoard logs; kept over a crash, no artifact. Several workers share it.
+        warm_start: the version whose weights to begin with; None for a cold start.
 
     Returns:
-        The tag of the query tower; the candidate tower is complete before it is written.
+        The tag of the query tower; the candidate tower is complete before it is written. None from a worker that is
+        not the chief, which exports nothing.
 
     Raises:
         InputMismatchError: the inputs were not made together.
@@ -55,12 +64,18 @@ def run(
     preprocessing_artifact = open_artifact(preprocessing, Kind.PREPROCESSING)
     check_same_origin(records_artifact, preprocessing_artifact)
     features = check_same_features(records_artifact, preprocessing_artifact)
-    prepare_work(work, _fingerprint(records_artifact, preprocessing_artifact, model_version, model, train))
-    trained = train_model(records_artifact, features, work, model, train)
     inputs = {"examples": records_artifact.tag, "preprocessing": preprocessing_artifact.tag}
+    if warm_start is not None:
+        inputs |= warm_start.inputs
+    if is_chief():  # before the strategy is built, which waits for all workers: none sees another's checkpoints
+        prepare_work(work, _fingerprint(inputs, model_version, model, train))
+    trained = train_model(records_artifact, preprocessing_artifact, work, model, train, warm_start)
+    if not is_chief():
+        return None
+    query, candidate = _plain_towers(trained, features, model, train)
     exports: tuple[tuple[Side, TowerNetwork, Path], ...] = (
-        ("candidate", trained.candidate_tower, candidate_tower),
-        ("query", trained.query_tower, query_tower),
+        ("candidate", candidate, candidate_tower),
+        ("query", query, query_tower),
     )
     tags = [
         export_tower(
@@ -80,28 +95,64 @@ def run(
 
 
 def train_model(
-    examples: Artifact, features: EncodedFeatures, work: Path, model: ModelSection, train: TrainSection
+    examples: Artifact,
+    preprocessing: Artifact,
+    work: Path,
+    model: ModelSection,
+    train: TrainSection,
+    warm_start: WarmStart | None = None,
 ) -> TwoTowerModel:
     """Train both towers in memory.
 
     Args:
         work: checkpoints and TensorBoard logs; training goes on from the newest checkpoint in it.
+        warm_start: what to begin with where there is no checkpoint.
     """
-    records = open_training_records(
-        examples, features, batch_size=train.batch_size, shuffle_buffer=train.shuffle_buffer, seed=train.seed
-    )
-    query_tower, candidate_tower = build_towers(features, model, train.seed)
-    two_tower = TwoTowerModel(
-        query_tower, candidate_tower, temperature=model.temperature, half_life_days=train.half_life_days
-    )
-    weights = sum(int(variable.shape.num_elements()) for variable in two_tower.trainable_variables)
-    _log.info("%d training examples, batches of %d, %d weights", records.rows, records.batch_size, weights)
-    TrainingLoop(two_tower, records, train, work).run()
+    features = check_same_features(examples, preprocessing)
+    with build_strategy(train).scope(), precision(train):
+        records = open_training_records(
+            examples,
+            features,
+            batch_size=train.batch_size,
+            shuffle_buffer=train.shuffle_buffer,
+            seed=train.seed,
+            sample_history=train.sample_history,
+        )
+        candidates = records.candidates
+        towers = build_towers(features, model, train.seed, train.unknown_id_share)
+        if warm_start is not None:
+            warm_start.apply(towers, features, preprocessing)
+        two_tower = TwoTowerModel(*towers, candidates, model, train)
+        weights = sum(int(variable.shape.num_elements()) for variable in two_tower.trainable_variables)
+        _log.info("%d training examples, batches of %d, %d weights", records.rows, records.batch_size, weights)
+        validation = open_validation(examples, preprocessing, features, candidates, train)
+        loop = TrainingLoop(two_tower, records, train, work, validation)
+        loop.run()
+        first = {name: values[:PROJECTED] for name, values in candidates.all().items()}
+        loop.board.projector(
+            embed(two_tower.candidate_tower, first), read_catalogue(examples).ids[:PROJECTED].to_pylist()
+        )
     return two_tower
 
 
-def _fingerprint(
-    examples: Artifact, preprocessing: Artifact, version: ModelVersion, model: ModelSection, train: TrainSection
-) -> str:
-    facts = [examples.tag.digest, preprocessing.tag.digest, int(version), model.to_dict(), train.to_dict()]
+def _plain_towers(
+    trained: TwoTowerModel, features: EncodedFeatures, model: ModelSection, train: TrainSection
+) -> tuple[TowerNetwork, TowerNetwork]:
+    """The trained towers as serving wants them: on one device, and in float32 however they were trained."""
+    plain = build_towers(features, model, train.seed)
+    for tower, source in zip(plain, (trained.query_tower, trained.candidate_tower), strict=True):
+        for variable, weight in zip(tower.trainable_variables, source.trainable_variables, strict=True):
+            variable.assign(weight.numpy())
+    return plain
+
+
+def _fingerprint(inputs: dict[str, Tag], version: ModelVersion, model: ModelSection, train: TrainSection) -> str:
+    digests = {role: tag.digest for role, tag in inputs.items()}
+    facts = [__version__, digests, int(version), model.to_dict(), train.to_dict()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    from trainer.command import main
+
+    main(prog_name="python -m trainer.task")

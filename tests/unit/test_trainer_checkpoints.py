@@ -64,7 +64,7 @@ def test_what_a_killed_writer_left_is_no_checkpoint_and_goes(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "step-2.data-00000-of-00001.tempstate123").write_bytes(b"half")
     (tmp_path / "step-2.index").write_bytes(b"half")
-    variable, checkpoints = open_checkpoints(tmp_path)
+    _, checkpoints = open_checkpoints(tmp_path)
     assert checkpoints.restore() == 1
     checkpoints.save(3)
     assert not list(tmp_path.glob("step-2*"))
