@@ -1,8 +1,4 @@
-"""The two-tower retrieval model: in-batch sampled softmax over the other candidates of the batch.
-
-References:
-    Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019.
-"""
+"""The two-tower retrieval model: both towers, and the softmax that trains them together."""
 
 from __future__ import annotations
 
@@ -13,66 +9,94 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from lockstep.errors import ConfigError
+from lockstep.model_sections import ModelSection, TrainSection
+from trainer.candidates import CandidateTable
+from trainer.losses import example_weights, softmax_loss
+from trainer.negatives import build_negatives
 from trainer.towers import TowerNetwork
 
 
 class TwoTowerModel(tfrs.Model):
     """Both towers and the loss that trains them together.
 
-    The logits are cosine / temperature, less the log of the probability with which each candidate is drawn into a
-    batch (logQ), so that frequent candidates are not pushed away for being frequent; a candidate that stands in
-    the batch twice is no negative of itself.
+    The logits are cosine / temperature, corrected for how the negatives were sampled (`trainer.negatives`). All that
+    training changes - weights, a learnt temperature, the state of the random draws and of the estimated
+    probabilities - are variables of this model, so a checkpoint of it resumes to the same loss curve.
+
+    Args:
+        candidates: the catalogue that negatives are drawn from.
+
+    Raises:
+        ConfigError: a temperature to be learnt begins outside the range that it is kept in.
     """
 
     def __init__(
         self,
         query_tower: TowerNetwork,
         candidate_tower: TowerNetwork,
-        *,
-        temperature: float,
-        half_life_days: float | None = None,
+        candidates: CandidateTable,
+        model: ModelSection,
+        train: TrainSection,
     ) -> None:
         super().__init__()
         self.query_tower = query_tower
         self.candidate_tower = candidate_tower
-        self._half_life_days = half_life_days
-        self._task = tfrs.tasks.Retrieval(temperature=temperature, remove_accidental_hits=True)
+        self.negatives = build_negatives(candidates, train)
+        self._temperature = LearntTemperature(model.temperature) if model.learn_temperature else None
+        self._fixed_temperature = model.temperature
+        self._half_life_days = train.half_life_days
+        self._hard_negatives = train.hard_negatives
+
+    @property
+    def temperature(self) -> tf.Tensor:
+        """[] float32 that the cosine is divided by."""
+        return tf.constant(self._fixed_temperature) if self._temperature is None else self._temperature()
 
     def compute_loss(self, inputs: Mapping[str, Any], training: bool = False) -> tf.Tensor:
         """The loss of a batch, for each example of it.
 
+        Under a strategy of several replicas it is of the replica's own part: its examples, its in-batch negatives.
+
         Args:
-            inputs: `query` and `candidate`: name -> [batch, length]; `candidate_index` [batch] int64;
-                `sampling_probability` [batch] in (0, 1]; `age_days` [batch] before the newest example; `weight`
-                [batch] by engagement, of mean 1.
+            inputs: `query` and `candidate`: name -> [batch, length], or `Repeated`; `candidate_index` [batch] int64;
+                `past` [batch, width] int64 candidate indices + 1, or 0; `sampling_probability` [batch] in (0, 1];
+                `age_days` [batch] before the newest example; `weight` [batch] by engagement, of mean 1.
 
         Returns:
             [] float32: the weighted mean, so that the learning rate does not depend on the batch size.
         """
         weights = example_weights(inputs["weight"], inputs["age_days"], self._half_life_days)
-        total = self._task(
-            self.query_tower(inputs["query"], training=training),
-            self.candidate_tower(inputs["candidate"], training=training),
-            sample_weight=weights,
-            candidate_sampling_probability=inputs["sampling_probability"],
-            candidate_ids=inputs["candidate_index"],
-            compute_metrics=False,
-            compute_batch_metrics=False,
-        )
-        return total / tf.reduce_sum(weights)
+        queries = self.query_tower(inputs["query"], training=training)
+        columns = self.negatives(inputs, lambda features: self.candidate_tower(features, training=training), training)
+        return softmax_loss(queries / self.temperature, columns, weights / tf.reduce_sum(weights), self._hard_negatives)
 
 
-def example_weights(weight: tf.Tensor, age_days: tf.Tensor, half_life_days: float | None) -> tf.Tensor:
-    """How much each example counts: by its engagement, and half of that for every half-life of age.
+class LearntTemperature(tf.Module):
+    """A temperature that is trained, between `LOWEST` and `HIGHEST`.
+
+    The variable is its place between the two on a logarithmic scale, through a sigmoid: so no step leaves the range,
+    and none ends where there is no gradient.
 
     Args:
-        weight: [batch] at least 0.
-        age_days: [batch] days before the newest example.
+        start: where it begins.
 
-    Returns:
-        [batch] float32 above 0.
+    Raises:
+        ConfigError: that is not within the range.
     """
-    if half_life_days is not None:
-        weight = weight * tf.exp(age_days * (-math.log(2.0) / half_life_days))
-    # A floor, or a batch of examples that weigh nothing would divide by zero.
-    return tf.maximum(weight, 1e-6)
+
+    LOWEST, HIGHEST = 0.01, 1.0
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        if not self.LOWEST < start < self.HIGHEST:
+            raise ConfigError(
+                f"[model] temperature is {start}, and learn_temperature keeps it between {self.LOWEST} and "
+                f"{self.HIGHEST}: begin between them, or fix it"
+            )
+        place = math.log(start / self.LOWEST) / math.log(self.HIGHEST / self.LOWEST)
+        self.place = tf.Variable(math.log(place / (1.0 - place)), dtype=tf.float32, name="temperature")
+
+    def __call__(self) -> tf.Tensor:
+        """[] float32."""
+        return self.LOWEST * tf.exp(tf.sigmoid(self.place) * math.log(self.HIGHEST / self.LOWEST))

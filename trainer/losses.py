@@ -1,0 +1,136 @@
+"""The softmax that tells each query's own candidate from the others, and how much each example counts.
+
+References:
+    Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import tensorflow as tf
+
+_LOGITS_AT_ONCE = 2**20
+"""Logits of one block of queries, 4 MB: what the next operation reads is still in the cache."""
+
+_MOST_BLOCKS = 32
+"""Each block is a part of the graph, so their number is bounded."""
+
+
+class Columns(NamedTuple):
+    """The candidates that the queries of a batch choose from, one column of the logits each.
+
+    Args:
+        vectors: [columns, dim] float32.
+        correction: [columns] float32, added to the logit of a negative; -inf where a column is none.
+        own: [batch] int32 column of each query's own candidate.
+        own_correction: [batch] float32, added to its logit.
+        left_out: [batch, width] int32 columns that are no negatives of the query; its own where there is nothing to
+            leave out.
+    """
+
+    vectors: tf.Tensor
+    correction: tf.Tensor
+    own: tf.Tensor
+    own_correction: tf.Tensor
+    left_out: tf.Tensor
+
+
+def softmax_loss(
+    queries: tf.Tensor, columns: Columns, weights: tf.Tensor, hard_negatives: int | None = None
+) -> tf.Tensor:
+    """Minus the log of the softmax of each query's own candidate, summed with weights.
+
+    The gradient is computed with the loss, for a block of queries after the other, so that the logits of a large
+    catalogue never stand in memory as a whole. It is that of the vectors only: corrections and weights are given.
+
+    Args:
+        queries: [batch, dim] float32, divided by the temperature.
+        weights: [batch] float32.
+        hard_negatives: keep so many negatives a query, those of the largest corrected logits (and what ties with the
+            last of them); None keeps all.
+
+    Returns:
+        [] float32.
+    """
+
+    @tf.custom_gradient
+    def loss_of(queries: tf.Tensor, vectors: tf.Tensor) -> tuple[tf.Tensor, Callable[..., tuple[tf.Tensor, tf.Tensor]]]:
+        total, by_vectors = tf.zeros([]), tf.zeros_like(vectors)
+        by_queries = []
+        for block in _blocks(queries.shape[0], vectors.shape[0]):
+            # One after the other, or all their logits would stand in memory together.
+            with tf.control_dependencies([total, by_vectors]):
+                part = Columns(
+                    tf.identity(vectors),
+                    columns.correction,
+                    columns.own[block],
+                    columns.own_correction[block],
+                    columns.left_out[block],
+                )
+                loss, by_query, by_vector = _block_loss(queries[block], part, weights[block], hard_negatives)
+            total, by_vectors = total + loss, by_vectors + by_vector
+            by_queries.append(by_query)
+        by_all_queries = tf.concat(by_queries, axis=0)
+        return total, lambda upstream: (upstream * by_all_queries, upstream * by_vectors)
+
+    loss: tf.Tensor = loss_of(queries, columns.vectors)
+    return loss
+
+
+def example_weights(weight: tf.Tensor, age_days: tf.Tensor, half_life_days: float | None) -> tf.Tensor:
+    """How much each example counts: by its engagement, and half of that for every half-life of age.
+
+    Args:
+        weight: [batch] at least 0.
+        age_days: [batch] days before the newest example.
+
+    Returns:
+        [batch] float32 above 0.
+    """
+    if half_life_days is not None:
+        weight = weight * tf.exp(age_days * (-math.log(2.0) / half_life_days))
+    # A floor, or a batch of examples that weigh nothing would divide by zero.
+    return tf.maximum(weight, 1e-6)
+
+
+def _blocks(queries: int | None, columns: int | None) -> Iterator[slice]:
+    """Slices of the queries; one of all of them where the shapes are unknown before the run."""
+    if queries is None or columns is None:
+        yield slice(None)
+        return
+    size = max(_LOGITS_AT_ONCE // columns, math.ceil(queries / _MOST_BLOCKS), 1)
+    for start in range(0, queries, size):
+        yield slice(start, min(start + size, queries))
+
+
+def _block_loss(
+    queries: tf.Tensor, columns: Columns, weights: tf.Tensor, hard_negatives: int | None
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The weighted loss of some queries and its gradients by their vectors and by those of the candidates."""
+    rows = tf.range(tf.shape(queries)[0])
+    own = tf.stack([rows, columns.own], axis=1)
+    positive = tf.reduce_sum(queries * tf.gather(columns.vectors, columns.own), axis=1) + columns.own_correction
+    logits = tf.nn.bias_add(tf.matmul(queries, columns.vectors, transpose_b=True), columns.correction)
+    left_out = tf.concat([columns.own[:, tf.newaxis], columns.left_out], axis=1)
+    places = tf.stack([tf.broadcast_to(rows[:, tf.newaxis], tf.shape(left_out)), left_out], axis=2)
+    logits = tf.tensor_scatter_nd_update(logits, places, tf.fill(tf.shape(left_out), -math.inf))
+    if hard_negatives is not None:
+        logits = _hardest(logits, hard_negatives)
+    logits = tf.tensor_scatter_nd_update(logits, own, positive)
+    # Written out: the softmax with loss of TensorFlow takes twice the time on a CPU.
+    largest = tf.reduce_max(logits, axis=1)
+    shares = tf.exp(logits - largest[:, tf.newaxis])
+    total = tf.reduce_sum(shares, axis=1)
+    loss = tf.reduce_sum(weights * (largest + tf.math.log(total) - positive))
+    by_logits = shares * (weights / total)[:, tf.newaxis]
+    by_logits = tf.tensor_scatter_nd_sub(by_logits, own, weights)
+    return loss, tf.matmul(by_logits, columns.vectors), tf.matmul(by_logits, queries, transpose_a=True)
+
+
+def _hardest(negatives: tf.Tensor, count: int) -> tf.Tensor:
+    """[batch, columns] logits with all but the `count` largest of each row at -inf."""
+    kept = tf.math.top_k(negatives, tf.minimum(count, tf.shape(negatives)[1]), sorted=True).values
+    return tf.where(negatives >= kept[:, -1:], negatives, -math.inf)

@@ -1,0 +1,134 @@
+"""What a query's own candidate is told apart from: the rest of the batch, draws from the catalogue, or all of it.
+
+References:
+    Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019.
+    Yang et al., "Mixed negative sampling for learning two-tower neural networks in recommendations", WWW 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from lockstep.model_sections import TrainSection
+from trainer.candidates import CandidateTable
+from trainer.frequency import GivenFrequency, StreamingFrequency
+from trainer.losses import Columns
+
+Encode = Callable[[Mapping[str, tf.Tensor]], tf.Tensor]
+"""The candidate tower: encoded features of n candidates in, [n, dim] vectors out."""
+
+_LEAST_PROBABILITY = 1e-9
+
+
+class FullCatalogue(tf.Module):
+    """Every candidate of the catalogue, so nothing is sampled and nothing to be corrected.
+
+    Left out of a query's negatives is its own past, which evaluation and serving exclude, too.
+    """
+
+    def __init__(self, candidates: CandidateTable) -> None:
+        super().__init__()
+        self.candidates = candidates
+
+    def __call__(self, batch: Mapping[str, Any], encode: Encode, training: bool) -> Columns:
+        """The columns of a batch: the candidates by index."""
+        own, past = tf.cast(batch["candidate_index"], tf.int32), tf.cast(batch["past"], tf.int32)
+        vectors = encode(self.candidates.all())
+        left_out = tf.where(past > 0, past - 1, own[:, tf.newaxis])
+        correction = tf.zeros(tf.shape(vectors)[:1])
+        return Columns(vectors, correction, own, tf.gather(correction, own), left_out)
+
+
+class SampledCandidates(tf.Module):
+    """The candidates of the batch, and `uniform` others of which all are equally likely.
+
+    Logits are less the log of the probability with which a candidate is drawn into the sample (logQ), so that
+    frequent candidates are not pushed away for being frequent. With uniform draws that is the probability of the
+    mixture: (batch * p + uniform / candidates) / (batch + uniform), p of the batch's own draws.
+
+    A candidate that was drawn k times is one column with a correction of log k, as k equal columns would be. So what
+    is a query's own elsewhere in the sample (an accidental hit) is one column, too, and left out; and so is its past.
+
+    Under a strategy of several replicas each has the candidates of its own part of the batch.
+    """
+
+    def __init__(
+        self,
+        candidates: CandidateTable,
+        frequency: GivenFrequency | StreamingFrequency | None,
+        uniform: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.candidates = candidates
+        self.frequency = frequency
+        self.uniform = uniform
+        self.generator = tf.random.Generator.from_seed(seed)
+
+    def __call__(self, batch: Mapping[str, Any], encode: Encode, training: bool) -> Columns:
+        """The columns of a batch: its examples' candidates in their order, then the uniform draws."""
+        own, features = batch["candidate_index"], batch["candidate"]
+        if self.frequency is not None and training:
+            self.frequency.observe(own, batch["sampling_probability"])
+        indices = own
+        if self.uniform:
+            drawn = self.generator.uniform([self.uniform], maxval=self.candidates.rows, dtype=tf.int64)
+            indices = tf.concat([own, drawn], axis=0)
+            others = self.candidates.features(drawn)
+            features = {
+                name: tf.concat([values, tf.cast(others[name], values.dtype)], axis=0)
+                for name, values in features.items()
+            }
+        first, times = _first_places(indices, self.candidates.rows)
+        log_probability = tf.math.log(self._probability(batch, indices))
+        own_places = tf.range(tf.shape(own)[0])
+        left_out = tf.gather(first, tf.concat([own[:, tf.newaxis] + 1, batch["past"]], axis=1))
+        return Columns(
+            vectors=encode(features),
+            correction=tf.math.log(times) - log_probability,
+            own=own_places,
+            own_correction=-log_probability[: tf.shape(own)[0]],
+            left_out=tf.where(left_out < tf.shape(indices)[0], left_out, own_places[:, tf.newaxis]),
+        )
+
+    def _probability(self, batch: Mapping[str, Any], indices: tf.Tensor) -> tf.Tensor:
+        """[n] probability of each candidate of the sample; all 1 where nothing is corrected."""
+        if self.frequency is None:
+            return tf.ones_like(indices, tf.float32)
+        probability = self.frequency.probability(indices, batch["sampling_probability"])
+        if self.uniform:
+            size = tf.cast(tf.size(batch["candidate_index"]), tf.float32)
+            probability = (size * probability + self.uniform / self.candidates.rows) / (size + self.uniform)
+        return tf.maximum(probability, _LEAST_PROBABILITY)
+
+
+def build_negatives(candidates: CandidateTable, train: TrainSection) -> FullCatalogue | SampledCandidates:
+    """What [train] negatives asks for; `auto` is decided by the size of the catalogue."""
+    kind = train.negatives
+    if kind == "auto":
+        kind = "full" if candidates.rows <= train.full_softmax_max else "mixed"
+    if kind == "full":
+        return FullCatalogue(candidates)
+    frequency: GivenFrequency | StreamingFrequency | None = None
+    if train.logq == "data":
+        frequency = GivenFrequency(candidates.rows)
+    elif train.logq == "streaming":
+        frequency = StreamingFrequency(candidates.rows)
+    return SampledCandidates(candidates, frequency, train.uniform_negatives if kind == "mixed" else 0, train.seed)
+
+
+def _first_places(indices: tf.Tensor, candidates: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where each candidate stands in a sample first, and how often it stands there.
+
+    Returns:
+        [candidates + 1] int32 place of candidate i at i + 1, as in a past; n where the sample of n has none of it.
+        [n] float32 times that the candidate stands in the sample, at its first place; 0 at the others.
+    """
+    count = tf.shape(indices)[0]
+    nowhere = tf.fill([candidates + 1], count)
+    first = tf.tensor_scatter_nd_min(nowhere, indices[:, tf.newaxis] + 1, tf.range(count))
+    ones = tf.ones_like(indices, tf.float32)
+    return first, tf.math.unsorted_segment_sum(ones, tf.gather(first, indices + 1), count)
