@@ -186,23 +186,14 @@ def test_slices_count_what_is_in_them(evaluated):
     )
 
 
-def test_examples_without_interactions_leave_the_baselines_out_and_say_so(evaluated, tmp_path):
-    made = evaluated.made
-    tag = read_tag(made.examples)
-    file = made.examples / "interactions.parquet"
-    # The towers name the digest of these examples, so the very tag has to stay: what is not there is not read.
-    hidden = file.rename(tmp_path / "hidden")
-    try:
-        evaluated.run(tmp_path / "evaluation", section=EvaluateSection(ks=(10,), bootstrap=0))
-    finally:
-        hidden.rename(file)
-    assert read_tag(made.examples) == tag
+def test_a_baseline_that_does_not_fit_is_left_out_and_the_report_says_so(evaluated, tmp_path):
+    evaluated.run(tmp_path / "evaluation", section=EvaluateSection(ks=(10,), bootstrap=0, baseline_max_candidates=100))
     report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
-    assert set(report["baselines"]) == {"item_knn"}
-    assert "no interactions.parquet" in report["baselines"]["item_knn"]["left_out"]
+    reason = "120 candidates, more than baseline_max_candidates = 100"
+    assert report["baselines"] == {"item_knn": {"left_out": reason}}
     assert "item_knn" not in report["test"]
     assert report["details"]["test"]["intervals"]["model"]["recall@10"]["low"] is None
-    assert "no interactions.parquet" in (tmp_path / "evaluation" / "report.html").read_text()
+    assert reason in (tmp_path / "evaluation" / "report.html").read_text()
 
 
 def test_repeated_targets_count_once(tmp_path, evaluated):

@@ -126,8 +126,8 @@ def item_knn(gram: Weights, neighbours: int, shrinkage: float) -> Weights:
     Reference: Deshpande & Karypis, "Item-based top-N recommendation algorithms", TOIS 2004; shrinkage as in Ferrari
     Dacrema, Cremonesi & Jannach, "Are we really making much progress?", RecSys 2019.
     """
-    taken = np.sqrt(np.diag(gram))
-    norms = np.outer(taken, taken) + np.float32(shrinkage)
+    taken = np.diag(gram)
+    norms = np.sqrt(np.outer(taken, taken)) + np.float32(shrinkage)
     weights: Weights = np.divide(gram, norms, out=np.zeros_like(gram), where=norms > 0)
     np.fill_diagonal(weights, 0.0)
     if neighbours < len(gram):
@@ -212,20 +212,23 @@ def _als(interactions: Interactions, settings: Settings, section: EvaluateSectio
     Reference: Hu, Koren & Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008.
     """
     from implicit.cpu.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits  # comes with implicit, whose threads are many already
 
-    model = AlternatingLeastSquares(
-        factors=int(settings["factors"]),
-        regularization=settings["regularization"],
-        random_state=section.seed,
-        num_threads=section.threads,
-    )
     entities = int(interactions.query[-1]) + 1 if len(interactions.query) else 0
-    model.fit(_matrix(interactions.query, interactions.candidate, entities, interactions), show_progress=False)
+    taken = _matrix(interactions.query, interactions.candidate, entities, interactions)
+    with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(
+            factors=int(settings["factors"]),
+            regularization=settings["regularization"],
+            random_state=section.seed,
+            num_threads=section.threads,
+        )
+        model.fit(taken, show_progress=False)
 
     def scorer(queries: Queries) -> Scorer:
         rows = np.repeat(np.arange(len(queries)), [len(history) for history in queries.history])
-        taken = np.concatenate([*queries.history, np.empty(0, dtype=np.int64)])
-        histories = _matrix(rows, taken, len(queries), interactions)
+        past = np.concatenate([*queries.history, np.empty(0, dtype=np.int64)])
+        histories = _matrix(rows, past, len(queries), interactions)
         return Products(model.recalculate_user(np.arange(len(queries)), histories), model.item_factors)
 
     return scorer

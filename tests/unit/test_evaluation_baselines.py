@@ -1,0 +1,142 @@
+"""The baselines against small cases worked by hand and against plain numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lockstep.model_sections import EvaluateSection
+from lockstep.tags import Artifact
+from tests.unit.test_evaluation_measures import queries_of
+from trainer.evaluation.baselines import (
+    GRIDS,
+    Interactions,
+    co_occurrences,
+    ease,
+    fit_baselines,
+    item_knn,
+    read_interactions,
+)
+from trainer.evaluation.measures import measure
+from trainer.evaluation.queries import Queries
+from trainer.evaluation.ranking import HistorySums
+
+# Four entities: {0, 1}, {0, 1, 2}, {2}, {3}.
+TAKEN = Interactions(np.array([0, 0, 1, 1, 1, 2, 3]), np.array([0, 1, 0, 1, 2, 2, 3]), candidates=5)
+MATRIX = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0]], dtype=np.float64)
+
+
+def grouped(seed: int, entities: int = 60) -> tuple[Interactions, Queries]:
+    """Entities that take 5 of the 10 candidates of their group, and queries that hold out 3 of 5."""
+    rng = np.random.default_rng(seed)
+    pairs = {(q, (q % 4) * 10 + int(c)) for q in range(entities) for c in rng.choice(10, 5, replace=False)}
+    query, candidate = np.array(sorted(pairs)).T
+    drawn = [(q % 4) * 10 + rng.choice(10, 5, replace=False) for q in range(40)]
+    return Interactions(query, candidate, 40), queries_of(
+        [sorted(d[:2].tolist()) for d in drawn], [sorted(d[2:].tolist()) for d in drawn]
+    )
+
+
+def test_interactions_are_read_once_a_pair(tmp_path):
+    assert read_interactions(Artifact(tmp_path, None), 5) is None
+    columns = {"query": pa.array([1, 0, 1, 1], pa.int32()), "candidate": pa.array([4, 2, 0, 4], pa.int32())}
+    pq.write_table(pa.table({**columns, "age_days": pa.array([0.0] * 4)}), tmp_path / "interactions.parquet")
+    found = read_interactions(Artifact(tmp_path, None), 5)
+    assert (found.query.tolist(), found.candidate.tolist(), found.candidates) == ([0, 1, 1], [2, 0, 4], 5)
+
+
+def test_co_occurrences_are_the_product_of_the_interaction_matrix_with_itself():
+    assert co_occurrences(TAKEN).tolist() == (MATRIX.T @ MATRIX).tolist()
+    assert co_occurrences(Interactions(np.array([], int), np.array([], int), 2)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_item_knn_is_the_shrunk_cosine_of_the_nearest():
+    # n = (2, 2, 2, 1, 0); together: 0 and 1 twice, 2 once with either; with shrinkage 2 the norms are 2 + 2
+    weights = item_knn(co_occurrences(TAKEN), neighbours=5, shrinkage=2.0)
+    expected = np.zeros((5, 5))
+    expected[0, 1] = expected[1, 0] = 2 / 4
+    expected[[0, 2, 1, 2], [2, 0, 2, 1]] = 1 / 4
+    np.testing.assert_allclose(weights, expected)
+    nearest = item_knn(co_occurrences(TAKEN), neighbours=1, shrinkage=2.0)
+    assert nearest[0].tolist() == [0, 0.5, 0, 0, 0]
+    assert nearest[2].tolist() == [0.25, 0.25, 0, 0, 0]  # as near as each other
+    unshrunk = item_knn(co_occurrences(TAKEN), neighbours=5, shrinkage=0.0)
+    assert (unshrunk[0, 1], unshrunk[0, 2], unshrunk[4].tolist()) == (1.0, 0.5, [0.0] * 5)
+
+
+def test_ease_is_the_best_linear_model_without_itself():
+    weights = ease(co_occurrences(TAKEN), 0.5)
+    # Column by column: ridge regression of a candidate on all the others is the same model.
+    expected = np.zeros((5, 5))
+    for column in range(5):
+        others = [i for i in range(5) if i != column]
+        rest = MATRIX[:, others]
+        expected[others, column] = np.linalg.solve(rest.T @ rest + 0.5 * np.eye(4), rest.T @ MATRIX[:, column])
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+    # 0 and 1 always together: [[2.5, .], [., 2.5]] by hand for two candidates, weight 2 / (2 + 0.5)
+    pair = ease(np.array([[2, 2], [2, 2]], dtype=np.float32), 0.5)
+    np.testing.assert_allclose(pair, [[0, 0.8], [0.8, 0]], atol=1e-6)
+
+
+def test_the_settings_are_those_with_the_best_recall_on_validation():
+    interactions, validation = grouped(1)
+    section = EvaluateSection(ks=(3, 8), baselines=("item_knn", "ease"))
+    fitted, left_out = fit_baselines(interactions, validation, 40, section)
+    assert left_out == {}
+    gram = co_occurrences(interactions)
+    for name, make in (("item_knn", item_knn), ("ease", ease)):
+        recalls = [
+            measure(validation, HistorySums(make(gram, **settings), validation.history), section)["recall@8"]
+            for settings in GRIDS[name]
+        ]
+        assert [row["recall@8"] for row in fitted[name].tried] == recalls
+        assert fitted[name].settings == GRIDS[name][int(np.argmax(recalls))]
+        found = measure(validation, fitted[name].scorer(validation), section)
+        assert found["recall@8"] == max(recalls) > 0.9  # 8 of a group's 8 others; chance finds 8 of 38
+
+
+def test_the_choice_can_differ_from_the_first_of_the_grid():
+    # Candidate 280 stands with 119 others, so 50 neighbours leave out what 200 find; ties at 0 go to lower indices.
+    rng = np.random.default_rng(0)
+    others = np.arange(281, 400)
+    query = np.repeat(np.arange(200), 40)
+    candidate = np.concatenate([[280, *np.sort(rng.choice(others, 39, replace=False))] for _ in range(200)])
+    targets = [sorted(rng.choice(others, 20, replace=False).tolist()) for _ in range(30)]
+    validation = queries_of([[280]] * 30, targets)
+    section = EvaluateSection(ks=(110,), baselines=("item_knn",))
+    fitted, _ = fit_baselines(Interactions(query, candidate, 400), validation, 400, section)
+    recalls = [row["recall@110"] for row in fitted["item_knn"].tried]
+    assert fitted["item_knn"].settings == GRIDS["item_knn"][int(np.argmax(recalls))]
+    assert max(recalls) > recalls[0]
+    assert len(recalls) == 9
+
+
+def test_without_validation_queries_the_first_settings_are_taken():
+    interactions, validation = grouped(2)
+    fitted, _ = fit_baselines(interactions, validation.first(0), 40, EvaluateSection())
+    assert (fitted["item_knn"].settings, fitted["item_knn"].tried) == (GRIDS["item_knn"][0], [])
+
+
+def test_what_is_left_out_has_its_reason():
+    interactions, validation = grouped(3)
+    section = EvaluateSection(baselines=("item_knn", "ease"), baseline_max_candidates=39)
+    fitted, reasons = fit_baselines(interactions, validation, 40, section)
+    assert fitted == {}
+    assert reasons["ease"] == reasons["item_knn"] == "40 candidates, more than baseline_max_candidates = 39"
+    _, reasons = fit_baselines(None, validation, 40, section)
+    assert "no interactions.parquet" in reasons["item_knn"]
+
+
+def test_als_stays_within_the_group_or_says_what_to_install():
+    interactions, validation = grouped(4)
+    section = EvaluateSection(ks=(8,), baselines=("als",), baseline_max_candidates=1)
+    fitted, reasons = fit_baselines(interactions, validation, 40, section)
+    if "als" in reasons:
+        assert "pip install 'lockstep-retrieval[baselines]'" in reasons["als"]
+        pytest.skip(reasons["als"])
+    found = measure(validation, fitted["als"].scorer(validation), section)
+    assert found["recall@8"] > 0.6  # chance finds 8 of 38
+    again, _ = fit_baselines(interactions, validation, 40, section)
+    assert fitted["als"].tried == again["als"].tried
