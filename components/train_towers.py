@@ -21,7 +21,8 @@ def train_towers(
     """Train both towers and bake the model version into each.
 
     Args:
-        root: The folder or gs:// prefix; checkpoints and TensorBoard logs go to runs/RUN/training below it.
+        root: The folder or gs:// prefix; its live release is what [train] warm_start begins with, and
+            checkpoints and TensorBoard logs go to runs/RUN/training below it.
         run: The run's id.
         model_version: The minted model version.
         model: Section [model] of the configuration.
@@ -39,18 +40,23 @@ def train_towers(
     from lockstep.tags import read_tag
     from lockstep.version import ModelVersion
     from trainer import task
+    from trainer.warm_start import WarmStart
 
     start_step()
+    work = mounted(root) / "runs" / run / "training"
+    section = parse_section(TrainSection, train)
+    warm = WarmStart.from_live_release(str(mounted(root)), work / "warm_start") if section.warm_start else None
     task.run(
         examples=Path(examples.path),
         preprocessing=Path(preprocessing.path),
         query_tower=Path(query_tower.path),
         candidate_tower=Path(candidate_tower.path),
-        work=mounted(root) / "runs" / run / "training",
+        work=work,
         model_version=ModelVersion(model_version),
         run_id=run,
         model=parse_section(ModelSection, model),
-        train=parse_section(TrainSection, train),
+        train=section,
+        warm_start=warm,
     )
     stamp(query_tower, read_tag(Path(query_tower.path)))
     stamp(candidate_tower, read_tag(Path(candidate_tower.path)))

@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from lockstep.registry import Registry
+from lockstep.storage import open_root
 from lockstep.tags import Artifact, Kind, Tag, open_artifact
 from trainer.encoding import SIDES, EncodedFeature, EncodedFeatures, Side, check_same_origin, read_encoded_features
 from trainer.towers import TowerNetwork
@@ -25,6 +27,7 @@ from trainer.towers import TowerNetwork
 _log = logging.getLogger(__name__)
 _TABLE = re.compile(r"(?:^|/)table_([^/]+)/")
 _NUMBER = re.compile(r"_\d+(?=/)")
+_KINDS = (Kind.QUERY_TOWER, Kind.CANDIDATE_TOWER, Kind.PREPROCESSING)
 _FIRST_ID = 2
 """Ids 0 (missing) and 1 (unknown) are in every table; the vocabulary follows."""
 
@@ -50,6 +53,26 @@ class WarmStart:
         earlier = open_artifact(preprocessing, Kind.PREPROCESSING)
         check_same_origin(earlier, query)
         return cls(query, candidate, earlier)
+
+    @classmethod
+    def from_live_release(cls, root: str, cache: Path) -> WarmStart | None:
+        """The towers of the live release; None, and a line that says so, where nothing is live yet.
+
+        Args:
+            root: the folder or gs:// prefix that holds the registry.
+            cache: where copies go of what is not on a local path.
+
+        Raises:
+            ArtifactError: a part of the release is not what its manifest says.
+        """
+        storage = open_root(root)
+        registry = Registry(storage)
+        live = registry.serving().live
+        if live is None:
+            _log.info("no release is live in %s: a cold start", root)
+            return None
+        parts = (registry.release(live).part(kind) for kind in _KINDS)
+        return cls(*(open_artifact(storage.local_copy(p.uri, cache), p.kind, digest=p.digest) for p in parts))
 
     @property
     def inputs(self) -> dict[str, Tag]:
