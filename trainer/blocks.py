@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from trainer.encoding import Repeated
 
-_LARGE_TABLE = 2**16
-"""Rows from which on a table is gathered from: the fused kernel is faster, but it may copy the table once a step."""
+_LARGE_TABLE = 2**14
+"""Rows from which on the gradient names the rows that it is of. A smaller table has one for all of its rows, which is
+faster: the optimizer need not look for those that repeat."""
 
 
 class MaskedMean(tf.keras.layers.Layer):
@@ -41,8 +42,8 @@ class MaskedMean(tf.keras.layers.Layer):
         rows, found, batch = present[:, 0], tf.gather_nd(ids, present), tf.shape(ids)[0]
         if self.table.input_dim >= _LARGE_TABLE:
             return tf.math.unsorted_segment_mean(self.table(found), rows, batch)
-        # One kernel that looks up, adds up and merges the gradient's rows, and never holds a vector for every id.
-        return tf.sparse.segment_mean(self.table.embeddings, found, rows, num_segments=batch, sparse_gradient=True)
+        # One kernel that looks up and adds up, and never holds a vector for every id.
+        return tf.sparse.segment_mean(self.table.embeddings, found, rows, num_segments=batch)
 
 
 class PooledSequence(tf.keras.layers.Layer):

@@ -49,7 +49,7 @@ def test_the_gradient_goes_to_the_ids_present_in_equal_shares(size: str) -> None
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(layer(tf.constant([[2, 0, 0], [3, 2, 0], [0, 0, 0]], tf.int64)))
     gradient = tape.gradient(total, layer.table.embeddings)
-    assert isinstance(gradient, tf.IndexedSlices)
+    assert isinstance(gradient, tf.IndexedSlices) == (size == "large table")
     np.testing.assert_allclose(tf.convert_to_tensor(gradient), [[0, 0], [0, 0], [1.5, 1.5], [0.5, 0.5], [0, 0], [0, 0]])
 
 
