@@ -70,12 +70,15 @@ class StreamingFrequency(tf.Module):
         self.last.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(indices), self.time), indices))
 
     def probability(self, indices: tf.Tensor, given: tf.Tensor) -> tf.Tensor:
-        """[n] probability, for each of [n] candidate indices, that a draw is this candidate; 0 if never seen.
+        """[n] probability, for each of [n] candidate indices, that a draw is this candidate.
+
+        Of one never seen it is what it would be had it come just now.
 
         Args:
             given: not used.
         """
-        return tf.math.reciprocal_no_nan(tf.gather(self.gap, indices))
+        gap = tf.gather(self.gap, indices)
+        return tf.math.reciprocal_no_nan(tf.where(gap > 0.0, gap, tf.cast(self.time, tf.float32)))
 
 
 def _state(shape: list[int], dtype: tf.DType) -> tf.Variable:
