@@ -104,14 +104,14 @@ class TrainingLoop:
                 break
             self._run_epoch(epoch, profiler)
         profiler.stop()
-        seconds, steps = time.monotonic() - started, int(self.step) - first
+        seconds, steps = time.monotonic() - started, int(self.step.numpy()) - first
         speed = rate(steps * self.records.batch_size, seconds)
         _log.info("trained %d steps in %.0f s: %s examples/s", steps, seconds, f"{speed:,.0f}")
         self._take_final_weights()
 
     def _run_epoch(self, epoch: int, profiler: Profiler) -> None:
         per_epoch = self.records.steps_per_epoch
-        step, end = int(self.step), (epoch + 1) * per_epoch
+        step, end = int(self.step.numpy()), (epoch + 1) * per_epoch
         looked = step
         progress = Progress(
             f"epoch {epoch + 1} of {self.section.epochs}", step, self.total_steps, self.records.batch_size
@@ -169,7 +169,7 @@ class TrainingLoop:
 
     def _look(self, since: int, step: int, progress: Progress, *, force: bool) -> None:
         """Look at the mean loss since the last look, which must be a number."""
-        loss = float(self.loss_sum) / (step - since)
+        loss = float(self.loss_sum.numpy()) / (step - since)
         self.loss_sum.assign(0.0)
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} between steps {since} and {step}: {self._remedy()}")

@@ -37,23 +37,21 @@ def build_strategy(section: TrainSection) -> tf.distribute.Strategy:
         TrainingError: it does not go with TF_CONFIG, or replicas cannot share the batch.
     """
     workers, wanted = worker_count(), section.strategy
-    devices = [device.name for device in tf.config.list_logical_devices("GPU")]
     if wanted == "auto":
-        wanted = "multi_worker" if workers > 1 else "mirrored" if len(devices) > 1 else "one_device"
+        several = len(tf.config.list_physical_devices("GPU")) > 1
+        wanted = "multi_worker" if workers > 1 else "mirrored" if several else "one_device"
     if (wanted == "multi_worker") != (workers > 1):
         raise TrainingError(
             f"[train] strategy is {section.strategy!r}, and TF_CONFIG names {workers} workers: "
             "leave it at 'auto', or set TF_CONFIG for the strategy"
         )
     if wanted == "multi_worker":
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    elif wanted == "mirrored":
-        strategy = tf.distribute.MirroredStrategy(
-            devices or [device.name for device in tf.config.list_logical_devices("CPU")]
-        )
-    else:
-        strategy = tf.distribute.get_strategy()
-    return strategy
+        # Before TensorFlow has done anything else in this process, or it refuses.
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if wanted == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()
 
 
 def check_batch(batch_size: int, strategy: tf.distribute.Strategy) -> None:

@@ -106,17 +106,17 @@ class Best(tf.Module):
     @property
     def recall(self) -> float:
         """Its recall; -1 before the first."""
-        return float(self._recall)
+        return float(self._recall.numpy())
 
     @property
     def step(self) -> int:
         """The step at its end."""
-        return int(self._step)
+        return int(self._step.numpy())
 
     @property
     def epochs_since(self) -> int:
         """Epochs without a better one."""
-        return int(self._epochs_since)
+        return int(self._epochs_since.numpy())
 
     def add(self, recall: float, step: int) -> bool:
         """Take an epoch in; True where it is the best."""

@@ -1,0 +1,150 @@
+"""Several replicas and several workers train as one device does; and half precision, in a process of its own each."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from lockstep.errors import TrainingError
+from lockstep.model_sections import TrainSection
+from tests.unit.trainer_artifacts import Artifacts, make_artifacts
+from trainer.strategy import build_strategy, check_batch, is_chief, precision, worker_count
+
+FIT = """
+import sys
+from pathlib import Path
+import lockstep
+import tensorflow as tf
+devices, made, work, out, settings = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5:]
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+import json
+import numpy as np
+from lockstep.model_sections import ModelSection, TrainSection
+from lockstep.tags import Kind, open_artifact
+from trainer import loop, task
+loop._STEPS_BETWEEN_LOOKS = 1
+look, losses = loop.TrainingLoop._look, []
+def looking(self, since, step, *rest, **named):
+    losses.append(float(self.loss_sum.numpy()))
+    return look(self, since, step, *rest, **named)
+loop.TrainingLoop._look = looking
+model = ModelSection(embedding_dim=16, query={"hidden": []}, candidate={"hidden": [24]})
+train = TrainSection(batch_size=100, epochs=2, learning_rate=0.02, negatives="full", average_weights=0.9,
+                     checkpoint_every_steps=1000, early_stopping=5, **json.loads(settings[0]))
+examples = open_artifact(made / "examples", Kind.EXAMPLES)
+trained = task.train_model(examples, open_artifact(made / "preprocessing", Kind.PREPROCESSING), work, model, train)
+weights = {f"w{i}": v.numpy() for i, v in enumerate(trained.trainable_variables)}
+np.savez(out, losses=losses, replicas=tf.distribute.get_strategy().num_replicas_in_sync, **weights)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Artifacts:
+    return make_artifacts(tmp_path_factory.mktemp("made"), rows=1_000, queries=20)
+
+
+def begin(made: Artifacts, work: Path, out: Path, devices: int, settings: dict, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", FIT, str(devices), str(made.examples.parent), str(work), str(out)]
+    return subprocess.Popen(
+        [*command, json.dumps(settings)], env=os.environ | environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def one_device(made, tmp_path_factory) -> dict[str, np.ndarray]:
+    folder = tmp_path_factory.mktemp("one")
+    finish(begin(made, folder / "work", folder / "out.npz", 1, {}))
+    return dict(np.load(folder / "out.npz"))
+
+
+def assert_same(found: Path, expected: dict[str, np.ndarray]) -> None:
+    """Two replicas of 50 examples make the step of one of 100: all weights are 1, and every candidate is compared."""
+    arrays = dict(np.load(found))
+    assert len(arrays["losses"]) == 20
+    np.testing.assert_allclose(arrays["losses"], expected["losses"], rtol=1e-4)
+    assert arrays["losses"][-1] < arrays["losses"][0] - 0.5
+    for name in expected:
+        if name.startswith("w"):
+            np.testing.assert_allclose(arrays[name], expected[name], atol=2e-3, err_msg=name)
+
+
+def test_two_replicas_have_the_loss_curve_of_one_device(made, one_device, tmp_path):
+    finish(begin(made, tmp_path / "work", tmp_path / "out.npz", 2, {"strategy": "mirrored"}))
+    assert_same(tmp_path / "out.npz", one_device)
+
+
+def test_two_workers_have_the_loss_curve_of_one_device_and_the_chief_writes(made, one_device, tmp_path):
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            ports.append(f"localhost:{free.getsockname()[1]}")
+    cluster = {"chief": ports[:1], "worker": ports[1:]}
+    processes = [
+        begin(made, tmp_path / "work", tmp_path / f"{task}.npz", 1, {},
+              TF_CONFIG=json.dumps({"cluster": cluster, "task": {"type": task, "index": 0}}))
+        for task in cluster
+    ]  # fmt: skip
+    try:
+        for process in processes:
+            finish(process)
+    finally:
+        for process in processes:
+            process.kill()
+    for task in cluster:
+        assert_same(tmp_path / f"{task}.npz", one_device)
+    assert sorted(path.name for path in (tmp_path / "work" / "checkpoints").glob("*.json")) == [
+        "step-10.json", "step-20.json"
+    ]  # fmt: skip
+    assert len(list((tmp_path / "work" / "tensorboard").glob("events*"))) == 1
+
+
+def test_tf_config_says_who_is_the_chief(monkeypatch):
+    def start_as(kind: str, index: int, **cluster: list[str]) -> tuple[int, bool]:
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}}))
+        return worker_count(), is_chief()
+
+    assert (worker_count(), is_chief()) == (1, True)
+    assert start_as("chief", 0, chief=["a:1"]) == (1, True)
+    assert start_as("chief", 0, chief=["a:1"], worker=["b:1", "c:1"]) == (3, True)
+    assert start_as("worker", 0, chief=["a:1"], worker=["b:1", "c:1"]) == (3, False)
+    assert start_as("worker", 0, worker=["b:1", "c:1"]) == (2, True)
+    assert start_as("worker", 1, worker=["b:1", "c:1"]) == (2, False)
+    with pytest.raises(TrainingError, match="TF_CONFIG names 2 workers"):
+        build_strategy(TrainSection(strategy="mirrored"))
+
+
+def test_several_workers_without_tf_config_are_refused():
+    with pytest.raises(TrainingError, match="'multi_worker', and TF_CONFIG names 1 workers"):
+        build_strategy(TrainSection(strategy="multi_worker"))
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused():
+    class OfThree:
+        num_replicas_in_sync = 3
+
+    check_batch(1023, OfThree())
+    with pytest.raises(TrainingError, match="batch_size to 1023 or 1026"):
+        check_batch(1024, OfThree())
+
+
+def test_precision_lasts_as_long_as_the_training():
+    before = tf.keras.mixed_precision.global_policy().name
+    with precision(TrainSection(mixed_precision=True)):
+        assert tf.keras.layers.Dense(1).compute_dtype in ("bfloat16", "float16")
+        assert tf.keras.layers.Dense(1).variable_dtype == "float32"
+    assert tf.keras.mixed_precision.global_policy().name == before
