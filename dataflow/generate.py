@@ -7,6 +7,7 @@ The artifact `examples`:
                                                       first, padded with 0), query/<feature> and candidate/<feature>
                                                       (encoded) of those that `candidates` has not,
                                                       sampling_probability, age_days, weight
+      ages.json                                       [[age, examples], ...]: training examples by age in whole days
       candidates/*.npy                                the encoded candidates by index: see dataflow.known
       interactions.parquet                            query (a number), candidate (index), age_days: the training
                                                       events of at most about 20 M, by entity, for the baselines

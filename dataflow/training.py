@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -107,6 +108,9 @@ def write_training_rows(
     )
     written = warehouse.export_shards(sql, work / "training", column="shard")
     _interactions(warehouse, newest["newest"], stage, examples, work)
+    ages = warehouse.rows(render("label_ages", newest=newest["newest"]))
+    by_age = [[int(row["age_days"]), int(row["examples"])] for row in ages]
+    (examples / "ages.json").write_text(json.dumps(by_age) + "\n", encoding="utf-8")
     pairs = Stage("training pairs", expected, written).check()
     return TrainingRows([stage, pairs], written, candidates, shards)
 

@@ -61,7 +61,7 @@ class TrainSection(Section):
     decay: Literal["none", "cosine"] = "cosine"
     """How the learning rate falls to zero over the whole training."""
     half_life_days: float | None = Field(None, gt=0)
-    """An example this much older than the newest weighs half; None weighs all alike."""
+    """An example this much older than the newest is in half as many epochs; None has all in each."""
     negatives: Literal["auto", "in_batch", "mixed", "full"] = "auto"
     """What a query's candidate is told apart from: the others of the batch; those and `uniform_negatives` drawn
     evenly from the catalogue; or the whole catalogue. `auto`: all of it up to `full_softmax_max`, else `mixed`."""
@@ -72,8 +72,8 @@ class TrainSection(Section):
     logq: Literal["data", "streaming", "none"] = "data"
     """The probability with which a candidate is drawn into a batch, that the logits are corrected by: counted by the
     data step, or estimated while training (Yi et al. 2019)."""
-    sample_history: bool = False
-    """See a random part of each example's history instead of all of it."""
+    sample_history: float = Field(0.0, ge=0, le=1)
+    """Share of the examples of which a random part of the history is seen, and not all of it."""
     unknown_id_share: float = Field(0.0, ge=0, lt=1)
     """Share of candidate ids that training hides, so that the other features carry candidates it has never seen."""
     average_weights: float | None = Field(None, gt=0, lt=1)

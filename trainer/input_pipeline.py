@@ -5,13 +5,18 @@ that it has seen. And several workers share an epoch as one would have it to its
 one of them.
 
 Records name candidates by index; what the towers want of them is joined here, from memory (`trainer.candidates`).
+Where old examples are to count for less, an epoch has fewer of them, drawn anew each time: a step costs the same
+whatever its examples weigh, so none is spent on those that would hardly count.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import tensorflow as tf
 
 from lockstep.errors import TrainingError
@@ -19,6 +24,9 @@ from lockstep.schema import Schema, count_days
 from lockstep.tags import Artifact
 from trainer.candidates import CandidateTable
 from trainer.encoding import EncodedFeature, EncodedFeatures
+
+_CHUNK = 8192
+"""Records whose age is read at once."""
 
 
 @dataclass(frozen=True)
@@ -28,30 +36,36 @@ class TrainingRecords:
     Args:
         files: the TFRecord shards, sorted.
         rows: records in all of them.
+        kept: records of an epoch.
+        half_life_days: a record this much older than the newest is in half as many epochs; None for no difference.
+        probability: [candidates] share of each among the labels of an epoch; None for what the records say.
         candidates: what the records' indices mean.
         past_length: indices of the past in a record; 0 where no feature reads it.
         own_candidate_features: those that differ from record to record, which the records hold themselves.
         batch_size: records a step, of all replicas; every batch is full, the rest of an epoch is left out.
         shuffle_buffer: records among which the next is drawn; all of them where they fit.
-        sample_history: whether a batch shows a random part of each past.
+        sample_history: share of the records of which a batch shows a random part of the past.
         seed: decides the order and the parts.
     """
 
     files: tuple[str, ...]
     rows: int
+    kept: int
+    half_life_days: float | None
+    probability: tf.Tensor | None
     features: EncodedFeatures
     candidates: CandidateTable
     past_length: int
     own_candidate_features: tuple[str, ...]
     batch_size: int
     shuffle_buffer: int
-    sample_history: bool
+    sample_history: float
     seed: int
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in one pass."""
-        return self.rows // self.batch_size
+        """Full batches in one epoch."""
+        return self.kept // self.batch_size
 
     def batches(
         self, epoch: int, skip: int = 0, *, replicas: int = 1, worker: int = 0, workers: int = 1
@@ -76,18 +90,29 @@ class TrainingRecords:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        records = records.shuffle(min(self.rows, self.shuffle_buffer), seed=seed, reshuffle_each_iteration=False)
+        if self.half_life_days is not None:
+            chunks = records.batch(_CHUNK).enumerate()
+            kept = chunks.map(lambda number, chunk: self._keep(chunk, _seed(seed, number)), tf.data.AUTOTUNE)
+            records = kept.unbatch()
+        records = records.shuffle(min(self.kept, self.shuffle_buffer), seed=seed, reshuffle_each_iteration=False)
         part = self.batch_size // replicas
         records = records.take(self.steps_per_epoch * replicas * part)
         parts = records.batch(part, drop_remainder=True).enumerate().skip(skip * replicas)
         if workers > 1:
             parts = parts.batch(replicas // workers).shard(workers, worker).unbatch()
         batches = parts.map(
-            lambda number, batch: self._parse(batch, tf.stack([tf.constant(seed, tf.int64), number])),
+            lambda number, batch: self._parse(batch, _seed(seed, number)),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
         return batches.prefetch(4)
+
+    def _keep(self, records: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Those of [n] records that an epoch has."""
+        assert self.half_life_days is not None, "otherwise it has all"
+        age = tf.io.parse_example(records, {"age_days": tf.io.FixedLenFeature([], tf.float32)})["age_days"]
+        chance = tf.pow(2.0, -age / self.half_life_days)
+        return tf.boolean_mask(records, tf.random.stateless_uniform(tf.shape(age), seed + 2) < chance)
 
     def _parse(self, records: tf.Tensor, seed: tf.Tensor) -> dict[str, Any]:
         own = {f"query/{f.name}": _fixed(f) for f in self.features.query if not f.past}
@@ -101,8 +126,10 @@ class TrainingRecords:
             spec[name] = tf.io.FixedLenFeature([], tf.float32)
         parsed = tf.io.parse_example(records, spec)
         past = parsed.pop("past", tf.zeros([tf.shape(records)[0], 0], tf.int64))
+        if self.probability is not None:
+            parsed["sampling_probability"] = tf.gather(self.probability, parsed["candidate_index"])
         if self.sample_history:
-            past = sample_past(past, seed)
+            past = sample_past(past, self.sample_history, seed)
         query = self.candidates.past(past)
         candidate = self.candidates.features(parsed["candidate_index"])
         for key in own:
@@ -111,24 +138,27 @@ class TrainingRecords:
         return {"query": query, "candidate": candidate, "past": past, **parsed}
 
 
-def sample_past(past: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Show a random part of each past: any number of its elements is as likely as any other, and so is any choice.
+def sample_past(past: tf.Tensor, share: float, seed: tf.Tensor) -> tf.Tensor:
+    """Show a random part of some pasts: of n elements k, where log(k) is uniform up to log(n), and any k of them.
 
-    A query may come with two candidates of its past or with twenty; a model that saw only whole ones is lost with two.
-    And a target is told from many partial views of its past, as in a denoising autoencoder.
+    A query may come with two candidates of its past or with twenty, and a model that has seen only whole pasts is lost
+    with two. And a target is told from many partial views of its past, as in a denoising autoencoder.
 
     Args:
         past: [batch, width], 0 where nothing stands.
+        share: of the rows that show a part; the others show all.
         seed: [2] int64; the same gives the same.
 
     Returns:
         [batch, width] with the elements that are not shown replaced by 0; at least one is shown of what has any.
 
-    Reference: Liang et al., "Variational autoencoders for collaborative filtering", WWW 2018.
+    Reference: Liang et al., "Variational autoencoders for collaborative filtering", WWW 2018, for the denoising.
     """
     present = past > 0
     count = tf.reduce_sum(tf.cast(present, tf.float32), axis=1, keepdims=True)
-    shown = 1.0 + tf.floor(tf.random.stateless_uniform(tf.shape(count), seed) * count)
+    draws = tf.random.stateless_uniform([tf.shape(past)[0], 2], seed)
+    shown = tf.floor(tf.pow(count + 1.0, draws[:, :1]))
+    shown = tf.where(draws[:, 1:] < share, shown, count)
     keys = tf.random.stateless_uniform(tf.shape(past), seed + 1)
     rank = tf.argsort(tf.argsort(tf.where(present, keys, 2.0), axis=1), axis=1)
     return tf.where(tf.cast(rank, tf.float32) < shown, past, 0)
@@ -141,9 +171,10 @@ def open_training_records(
     batch_size: int,
     shuffle_buffer: int,
     seed: int,
-    sample_history: bool = False,
+    sample_history: float = 0.0,
+    half_life_days: float | None = None,
 ) -> TrainingRecords:
-    """Find the training split; a batch is never larger than it.
+    """Find the training split; a batch is never larger than an epoch.
 
     Raises:
         TrainingError: it has too few records for one batch with a negative in it.
@@ -157,18 +188,55 @@ def open_training_records(
             "see its report.json for the rows that were filtered, and lower [data] min_history or the split shares"
         )
     schema = Schema.from_json((examples / "schema.json").read_bytes())
+    candidates = CandidateTable(examples / "candidates", features)
+    kept, probability = rows, None
+    if half_life_days is not None:
+        kept = _kept(examples, half_life_days)
+        probability = _recent_probability(examples, candidates.rows, half_life_days)
+    if kept < 2:
+        raise TrainingError(
+            f"of {rows} training examples an epoch has about {kept} with [train] half_life_days = {half_life_days}, "
+            "and needs at least 2: raise it or leave it out"
+        )
     return TrainingRecords(
         files,
         rows,
+        kept,
+        half_life_days,
+        probability,
         features,
-        CandidateTable(examples / "candidates", features),
+        candidates,
         schema.max_history,
         tuple(name for name, feature in schema.candidate.items() if count_days(feature.columns[0]) is not None),
-        min(batch_size, rows),
+        min(batch_size, kept),
         shuffle_buffer,
         sample_history,
         seed,
     )
+
+
+def _kept(examples: Artifact, half_life_days: float) -> int:
+    """How many records an epoch has at least: five deviations below what is expected."""
+    ages = np.array(json.loads((examples / "ages.json").read_bytes()), dtype=np.float64).reshape(-1, 2)
+    # A record's age is the whole days of the file and up to one more.
+    chance = 0.5 ** ((ages[:, 0] + 1.0) / half_life_days)
+    expected, variance = (ages[:, 1] * chance).sum(), (ages[:, 1] * chance * (1.0 - chance)).sum()
+    return int(expected - 5.0 * np.sqrt(variance))
+
+
+def _recent_probability(examples: Artifact, candidates: int, half_life_days: float) -> tf.Tensor:
+    """[candidates] float32: each one's share of the training events, where an older one counts for less."""
+    table = pq.read_table(examples / "interactions.parquet", columns=["candidate", "age_days"])
+    weights = 0.5 ** (table["age_days"].to_numpy() / half_life_days)
+    counted = np.bincount(table["candidate"].to_numpy(), weights, candidates)
+    floor = 0.5 * counted[counted > 0].min(initial=1.0)
+    shares = np.maximum(counted, floor) / counted.sum()
+    with tf.device("CPU"):
+        return tf.constant(shares.astype(np.float32))
+
+
+def _seed(seed: int, number: tf.Tensor) -> tf.Tensor:
+    return tf.stack([tf.constant(seed, tf.int64), number])
 
 
 def _fixed(feature: EncodedFeature) -> tf.io.FixedLenFeature:
