@@ -26,9 +26,13 @@ class CrossNetwork(tf.keras.layers.Layer):
     """
 
     def __init__(self, width: int, layers: int, rank: int | None, seeds: Iterator[int]) -> None:
-        super().__init__()
-        self.reductions = [linear(rank, seeds, use_bias=False) for _ in range(layers) if rank is not None]
-        self.expansions = [linear(width, seeds) for _ in range(layers)]
+        super().__init__(name="cross")
+        self.reductions = (
+            []
+            if rank is None
+            else [linear(rank, seeds, f"reduction_{layer}", use_bias=False) for layer in range(layers)]
+        )
+        self.expansions = [linear(width, seeds, f"expansion_{layer}") for layer in range(layers)]
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Cross.
@@ -54,13 +58,13 @@ class HiddenLayer(tf.keras.layers.Layer):
         seeds: one is drawn for each matrix and for the dropout.
     """
 
-    def __init__(self, width: int, units: int, model: ModelSection, seeds: Iterator[int]) -> None:
-        super().__init__()
+    def __init__(self, width: int, units: int, model: ModelSection, seeds: Iterator[int], name: str) -> None:
+        super().__init__(name=name)
         # The bias of a normalised layer is the normalisation's.
-        self.dense = linear(units, seeds, use_bias=not model.layer_norm)
-        self.norm = tf.keras.layers.LayerNormalization() if model.layer_norm else None
+        self.dense = linear(units, seeds, "dense", use_bias=not model.layer_norm)
+        self.norm = tf.keras.layers.LayerNormalization(name="norm") if model.layer_norm else None
         self.residual = model.residual
-        self.shortcut = linear(units, seeds, use_bias=False) if model.residual and width != units else None
+        self.shortcut = linear(units, seeds, "shortcut", use_bias=False) if model.residual and width != units else None
         self.dropout = ResumableDropout(model.dropout, next(seeds))
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -75,10 +79,13 @@ class HiddenLayer(tf.keras.layers.Layer):
 def linear(
     units: int,
     seeds: Iterator[int],
+    name: str,
     *,
     use_bias: bool = True,
     bias_initializer: str | tf.keras.initializers.Initializer = "zeros",
 ) -> tf.keras.layers.Dense:
     """W x + b, with a W of the next seed."""
     glorot = tf.keras.initializers.GlorotUniform(seed=next(seeds))
-    return tf.keras.layers.Dense(units, use_bias=use_bias, kernel_initializer=glorot, bias_initializer=bias_initializer)
+    return tf.keras.layers.Dense(
+        units, use_bias=use_bias, kernel_initializer=glorot, bias_initializer=bias_initializer, name=name
+    )

@@ -21,7 +21,7 @@ class MeanWeights(tf.keras.layers.Layer):
     """Every element counts alike."""
 
     def __init__(self) -> None:
-        super().__init__(dtype="float32")
+        super().__init__(name="mean", dtype="float32")
 
     def call(self, vectors: tf.Tensor, places: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Weigh.
@@ -44,11 +44,13 @@ class RecencyWeights(tf.keras.layers.Layer):
     """
 
     def __init__(self) -> None:
-        super().__init__(dtype="float32")
+        super().__init__(name="recency", dtype="float32")
+
+    def build(self, shape: tf.TensorShape) -> None:
+        """Make the rate's variable."""
         logit = math.log(_FIRST_RATE / (1.0 - _FIRST_RATE))
-        self.logit = self.add_weight(
-            name="recency_logit", shape=(), initializer=tf.keras.initializers.Constant(logit), trainable=True
-        )
+        self.logit = self.add_weight(name="logit", shape=(), initializer=tf.keras.initializers.Constant(logit))
+        super().build(shape)
 
     def call(self, vectors: tf.Tensor, places: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         """Weigh; see `MeanWeights`."""
@@ -65,13 +67,13 @@ class AttentionWeights(tf.keras.layers.Layer):
     """
 
     def __init__(self, dim: int, seeds: Iterator[int]) -> None:
-        super().__init__(dtype="float32")
+        super().__init__(name="attention", dtype="float32")
         glorot = tf.keras.initializers.GlorotUniform
         self.view = tf.keras.layers.Dense(
-            dim, activation="tanh", kernel_initializer=glorot(seed=next(seeds)), dtype="float32"
+            dim, activation="tanh", kernel_initializer=glorot(seed=next(seeds)), dtype="float32", name="view"
         )
         self.score = tf.keras.layers.Dense(
-            1, use_bias=False, kernel_initializer=glorot(seed=next(seeds)), dtype="float32"
+            1, use_bias=False, kernel_initializer=glorot(seed=next(seeds)), dtype="float32", name="score"
         )
 
     def call(self, vectors: tf.Tensor, places: tf.Tensor, present: tf.Tensor) -> tf.Tensor:

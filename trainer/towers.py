@@ -78,7 +78,7 @@ class TowerNetwork(tf.keras.Model):
         widths = {f.name: tables[f.table].output_dim if f.table is not None else f.length for f in self.features}
         self.is_sum = model.combine == "sum"
         self.widenings = {
-            name: linear(model.feature_dim, seeds, use_bias=False)
+            name: linear(model.feature_dim, seeds, f"widening_{name}", use_bias=False)
             for name, width in widths.items()
             if self.is_sum and width != model.feature_dim
         }
@@ -87,9 +87,12 @@ class TowerNetwork(tf.keras.Model):
         self.cross = CrossNetwork(joined, section.cross_layers, section.cross_rank, seeds)
         self.is_parallel = section.cross == "parallel" and section.cross_layers > 0
         inputs = (joined, *section.hidden[:-1])
-        self.hidden = [HiddenLayer(*sizes, model, seeds) for sizes in zip(inputs, section.hidden, strict=False)]
+        self.hidden = [
+            HiddenLayer(*sizes, model, seeds, f"hidden_{layer}")
+            for layer, sizes in enumerate(zip(inputs, section.hidden, strict=False))
+        ]
         bias = tf.keras.initializers.RandomNormal(stddev=_PROJECTION_BIAS, seed=next(seeds))
-        self.projection = linear(model.embedding_dim, seeds, bias_initializer=bias)
+        self.projection = linear(model.embedding_dim, seeds, "projection", bias_initializer=bias)
         product = _LARGEST_PRODUCT_HALF if self.projection.compute_dtype == "float16" else _LARGEST_PRODUCT
         self.largest = min(_LARGEST, product ** (1.0 / (1 + section.cross_layers)))
 

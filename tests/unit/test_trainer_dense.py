@@ -61,7 +61,7 @@ def test_no_cross_layer_is_the_input() -> None:
 @pytest.mark.parametrize("units", [3, 5])
 def test_a_hidden_layer(residual: bool, layer_norm: bool, units: int) -> None:
     model = ModelSection(residual=residual, layer_norm=layer_norm)
-    layer = HiddenLayer(3, units, model, itertools.count(1))
+    layer = HiddenLayer(3, units, model, itertools.count(1), "hidden_0")
     layer(X)
     randomise(layer)
     hidden = X @ layer.dense.kernel.numpy()
@@ -78,7 +78,7 @@ def test_a_hidden_layer(residual: bool, layer_norm: bool, units: int) -> None:
 
 
 def test_a_hidden_layer_drops_only_in_training() -> None:
-    layer = HiddenLayer(3, 50, ModelSection(dropout=0.5, residual=True), itertools.count(1))
+    layer = HiddenLayer(3, 50, ModelSection(dropout=0.5, residual=True), itertools.count(1), "hidden_0")
     np.testing.assert_array_equal(layer(X), layer(X, training=False))
     dropped, kept = layer(X, training=True).numpy(), layer(X).numpy()
     np.testing.assert_allclose(dropped[dropped != 0], 2 * kept[dropped != 0], rtol=1e-6)

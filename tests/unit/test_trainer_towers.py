@@ -103,6 +103,25 @@ def test_the_seed_decides_every_weight(model: dict[str, object]) -> None:
     assert len({v.numpy().tobytes() for v in kernels + others}) == 2 * len({id(v) for v in kernels})
 
 
+def test_variables_are_named_by_what_they_are_whatever_was_built_before() -> None:
+    for _ in range(2):
+        query, _ = towers(combine="sum", pooling="recency", query={"hidden": [4], "cross_layers": 1})
+        assert [variable.name for variable in query.trainable_variables] == [
+            "table_track/embeddings:0",
+            "query_tower/history/recency/logit:0",
+            "table_title/embeddings:0",
+            "query_tower/titles/recency/logit:0",
+            "query_tower/widening_history/kernel:0",
+            "query_tower/widening_mood/kernel:0",
+            "query_tower/cross/expansion_0/kernel:0",
+            "query_tower/cross/expansion_0/bias:0",
+            "query_tower/hidden_0/dense/kernel:0",
+            "query_tower/hidden_0/dense/bias:0",
+            "query_tower/projection/kernel:0",
+            "query_tower/projection/bias:0",
+        ]
+
+
 def test_one_table_of_two_sizes_is_refused() -> None:
     wider = EncodedFeature("track", "id", "int64", 1, size=10, table="track", dim=4)
     with pytest.raises(SchemaError, match=r"'track' makes it 10 ids x 4, another feature 10 x 3"):
