@@ -34,7 +34,8 @@ class ModelSection(Section):
     feature_dim: int = Field(32, ge=1)
     """Embedding size of a feature that does not name its own `dim`."""
     combine: Literal["concat", "sum"] = "concat"
-    """How the features of a tower meet; a sum projects those of another width to `feature_dim` first."""
+    """How the features of a tower meet; a sum projects those of another width to `feature_dim` first. A sum whose
+    `feature_dim` is `embedding_dim`, with no hidden or cross layer above it, is the embedding."""
     pooling: Pooling = "mean"
     """How sequences are pooled."""
     query: TowerSection = TowerSection()

@@ -1,7 +1,7 @@
 """From the encoded ids of one feature to one vector.
 
-    id, text    -> mean embedding of the ids present
-    sequence    -> mean embedding of each element's ids -> weighted sum of the elements (weights: trainer.pooling)
+    id, text    -> sum of the embeddings of the n ids present / sqrt(n)
+    sequence    -> the same of each element's ids -> weighted sum of the elements (weights: trainer.pooling)
 
 All of it is float32 under mixed precision too: the tables are, and reading them costs more than adding them up.
 """
@@ -17,10 +17,11 @@ _LARGE_TABLE = 2**14
 faster: the optimizer need not look for those that repeat."""
 
 
-class MaskedMean(tf.keras.layers.Layer):
-    """Mean embedding of the ids of a row; id 0 is padding and counts for nothing.
+class IdsPresent(tf.keras.layers.Layer):
+    """Sum of the embeddings of a row's ids over the square root of their number; id 0 is padding, and is not one.
 
-    A row of padding alone is a vector of zeros.
+    The square root keeps a text of many tokens as long as one of few, as sums of unrelated vectors go: a mean would
+    shrink it beside the other features. A row of padding alone is a vector of zeros.
     """
 
     def __init__(self, table: tf.keras.layers.Embedding, name: str) -> None:
@@ -41,9 +42,9 @@ class MaskedMean(tf.keras.layers.Layer):
         present = tf.where(ids != 0)
         rows, found, batch = present[:, 0], tf.gather_nd(ids, present), tf.shape(ids)[0]
         if self.table.input_dim >= _LARGE_TABLE:
-            return tf.math.unsorted_segment_mean(self.table(found), rows, batch)
+            return tf.math.unsorted_segment_sqrt_n(self.table(found), rows, batch)
         # One kernel that looks up and adds up, and never holds a vector for every id.
-        return tf.sparse.segment_mean(self.table.embeddings, found, rows, num_segments=batch)
+        return tf.sparse.segment_sqrt_n(self.table.embeddings, found, rows, num_segments=batch)
 
 
 class PooledSequence(tf.keras.layers.Layer):
@@ -60,7 +61,7 @@ class PooledSequence(tf.keras.layers.Layer):
         self, table: tf.keras.layers.Embedding, elements: int, weights: tf.keras.layers.Layer, name: str
     ) -> None:
         super().__init__(name=name, dtype="float32")
-        self.element = MaskedMean(table, f"{name}_element")
+        self.element = IdsPresent(table, f"{name}_element")
         self.elements = elements
         self.pooling = weights
 

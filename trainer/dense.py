@@ -76,6 +76,18 @@ class HiddenLayer(tf.keras.layers.Layer):
         return self.dropout(outputs, training=training)
 
 
+class Bias(tf.keras.layers.Layer):
+    """x + b: what is left of a last layer where there is nothing to project."""
+
+    def __init__(self, width: int, initializer: tf.keras.initializers.Initializer, name: str) -> None:
+        super().__init__(name=name)
+        self.bias = self.add_weight("bias", [width], initializer=initializer)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """[batch, width] -> [batch, width]."""
+        return inputs + tf.cast(self.bias, inputs.dtype)
+
+
 def linear(
     units: int,
     seeds: Iterator[int],

@@ -1,8 +1,10 @@
 """The two towers: encoded features in, one unit vector out.
 
-    ids       -> mean embedding of the ids present ┐
+    ids       -> embeddings of the ids present     ┐
     sequences -> pooled embeddings of the elements ┼-> concatenate -> cross layers -> hidden layers -> linear
     floats ----------------------------------------┘   or sum         (or beside them)              -> unit length
+
+A sum of the embeddings' width with no layer above it is the embedding: then there is no linear layer, only its bias.
 
 Features that name one table share it, within a tower and across the two: what is learnt of a candidate as a target
 serves it as history as well.
@@ -17,8 +19,8 @@ import tensorflow as tf
 
 from lockstep.errors import ConfigError, SchemaError
 from lockstep.model_sections import ModelSection, Pooling, TowerSection
-from trainer.blocks import MaskedMean, PooledSequence
-from trainer.dense import CrossNetwork, HiddenLayer, linear
+from trainer.blocks import IdsPresent, PooledSequence
+from trainer.dense import Bias, CrossNetwork, HiddenLayer, linear
 from trainer.dropout import ResumableDropout, UnknownIds
 from trainer.encoding import EncodedFeature, EncodedFeatures, Repeated, Side
 from trainer.pooling import pooling_weights
@@ -92,7 +94,13 @@ class TowerNetwork(tf.keras.Model):
             for layer, sizes in enumerate(zip(inputs, section.hidden, strict=False))
         ]
         bias = tf.keras.initializers.RandomNormal(stddev=_PROJECTION_BIAS, seed=next(seeds))
-        self.projection = linear(model.embedding_dim, seeds, "projection", bias_initializer=bias)
+        is_bare = self.is_sum and not section.hidden and not section.cross_layers and joined == model.embedding_dim
+        # What is summed in the space of the embeddings is one already; a matrix would only turn it.
+        self.projection: tf.keras.layers.Layer = (
+            Bias(joined, bias, "projection")
+            if is_bare
+            else linear(model.embedding_dim, seeds, "projection", bias_initializer=bias)
+        )
         product = _LARGEST_PRODUCT_HALF if self.projection.compute_dtype == "float16" else _LARGEST_PRODUCT
         self.largest = min(_LARGEST, product ** (1.0 / (1 + section.cross_layers)))
 
@@ -204,9 +212,9 @@ def _poolings(
 
 def _block(
     feature: EncodedFeature, table: tf.keras.layers.Embedding, pooling: Pooling | None, seeds: Iterator[int]
-) -> MaskedMean | PooledSequence:
+) -> IdsPresent | PooledSequence:
     if pooling is None:
-        return MaskedMean(table, feature.name)
+        return IdsPresent(table, feature.name)
     weights = pooling_weights(pooling, table.output_dim, seeds)
     return PooledSequence(table, feature.elements, weights, feature.name)
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from trainer import blocks
-from trainer.blocks import MaskedMean, PooledSequence
+from trainer.blocks import IdsPresent, PooledSequence
 from trainer.dropout import ResumableDropout, UnknownIds
 from trainer.encoding import Repeated
 from trainer.pooling import AttentionWeights, MeanWeights, RecencyWeights
@@ -27,34 +27,38 @@ def table(rows: int = 6, dim: int = 2) -> tf.keras.layers.Embedding:
 
 @pytest.fixture(params=["small table", "large table"])
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways of averaging."""
+    """Both ways of adding up."""
     if request.param == "large table":
         monkeypatch.setattr(blocks, "_LARGE_TABLE", 0)
     return request.param
 
 
 @pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
-def test_padding_counts_for_nothing_in_the_mean(size: str, dtype: tf.DType) -> None:
+def test_the_sum_of_n_ids_is_divided_by_the_root_of_n_and_padding_is_none(size: str, dtype: tf.DType) -> None:
     # rows of the table: 0 (1, 2), 1 (3, 4), 2 (5, 6), 3 (7, 8)
     ids = tf.constant([[2, 3, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [2, 0, 3, 3], [0, 0, 0, 0]], dtype)
-    np.testing.assert_allclose(MaskedMean(table(), "f")(ids), [[6, 7], [3, 4], [0, 0], [19 / 3, 22 / 3], [0, 0]])
+    two, three = 2**0.5, 3**0.5
+    expected = [[12 / two, 14 / two], [3, 4], [0, 0], [19 / three, 22 / three], [0, 0]]
+    np.testing.assert_allclose(IdsPresent(table(), "f")(ids), expected, rtol=1e-6)
 
 
 def test_a_missing_single_id_is_zeros() -> None:
-    np.testing.assert_allclose(MaskedMean(table(), "f")(tf.constant([[0], [3]], tf.int64)), [[0, 0], [7, 8]])
+    np.testing.assert_allclose(IdsPresent(table(), "f")(tf.constant([[0], [3]], tf.int64)), [[0, 0], [7, 8]])
 
 
 def test_the_gradient_goes_to_the_ids_present_in_equal_shares(size: str) -> None:
-    layer = MaskedMean(table(), "f")
+    half = 0.5**0.5
+    expected = [[0, 0], [0, 0], [1 + half, 1 + half], [half, half], [0, 0], [0, 0]]
+    layer = IdsPresent(table(), "f")
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(layer(tf.constant([[2, 0, 0], [3, 2, 0], [0, 0, 0]], tf.int64)))
     gradient = tape.gradient(total, layer.table.embeddings)
     assert isinstance(gradient, tf.IndexedSlices) == (size == "large table")
-    np.testing.assert_allclose(tf.convert_to_tensor(gradient), [[0, 0], [0, 0], [1.5, 1.5], [0.5, 0.5], [0, 0], [0, 0]])
+    np.testing.assert_allclose(tf.convert_to_tensor(gradient), expected, rtol=1e-6)
 
 
 def test_the_gradient_of_single_ids_and_elements_is_sparse() -> None:
-    single = MaskedMean(table(), "f")
+    single = IdsPresent(table(), "f")
     sequence = PooledSequence(table(), 2, MeanWeights(), "s")
     for layer, ids in ((single, [[2], [3]]), (sequence, [[2, 3], [4, 0]])):
         with tf.GradientTape() as tape:
@@ -122,11 +126,12 @@ def test_attention_survives_scores_that_no_exponential_holds() -> None:
 # ---- sequences
 
 
-def test_a_sequence_of_texts_is_the_mean_of_its_elements_means(size: str) -> None:
+def test_a_sequence_of_texts_is_the_mean_of_its_elements(size: str) -> None:
     sequence = PooledSequence(table(), 2, MeanWeights(), "titles")
-    # Elements of 3 tokens: (2, 3) -> (6, 7) and 1 -> (3, 4): the mean of means, not of tokens, which were (5, 6).
+    # Elements of 3 tokens: (2, 3) -> (12, 14) / sqrt(2) and 1 -> (3, 4): their mean, not that of the tokens.
     ids = tf.constant([[2, 3, 0, 1, 0, 0], [0, 0, 0, 2, 0, 0], [0] * 6], tf.int64)
-    np.testing.assert_allclose(sequence(ids), [[4.5, 5.5], [5, 6], [0, 0]])
+    expected = [[6 / 2**0.5 + 1.5, 7 / 2**0.5 + 2], [5, 6], [0, 0]]
+    np.testing.assert_allclose(sequence(ids), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("weights", ["mean", "recency", "attention"])

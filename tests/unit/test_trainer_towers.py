@@ -133,7 +133,7 @@ def test_the_features_of_a_tower_are_concatenated_in_order() -> None:
     candidate.projection.kernel.assign(tf.eye(11))
     candidate.projection.bias.assign(tf.zeros(11))
     track, title, genre = (candidate.blocks[name].table.embeddings.numpy() for name in ("track", "title", "genre"))
-    joined = np.concatenate([track[2], (title[2] + title[3]) / 2, genre[2]])
+    joined = np.concatenate([track[2], (title[2] + title[3]) / 2**0.5, genre[2]])
     np.testing.assert_allclose(candidate(CANDIDATES)[0], joined / np.linalg.norm(joined), rtol=1e-5)
 
 
@@ -141,10 +141,9 @@ def test_a_sum_projects_features_of_another_width() -> None:
     query, candidate = towers(feature_dim=4, combine="sum", embedding_dim=4, candidate={"hidden": []})
     assert sorted(candidate.widenings) == ["track"]
     assert sorted(query.widenings) == ["history", "mood"]
-    candidate.projection.kernel.assign(tf.eye(4))
     candidate.projection.bias.assign(tf.zeros(4))
     track, title, genre = (candidate.blocks[name].table.embeddings.numpy() for name in ("track", "title", "genre"))
-    total = track[2] @ candidate.widenings["track"].kernel.numpy() + (title[2] + title[3]) / 2 + genre[2]
+    total = track[2] @ candidate.widenings["track"].kernel.numpy() + (title[2] + title[3]) / 2**0.5 + genre[2]
     np.testing.assert_allclose(candidate(CANDIDATES)[0], total / np.linalg.norm(total), rtol=1e-5)
 
 
@@ -239,3 +238,25 @@ def test_mixed_precision_multiplies_in_half_and_answers_in_float32(half: None, m
     full, _ = towers(**model)
     np.testing.assert_allclose(vectors, full(QUERIES), atol=0.03)
     assert not np.array_equal(vectors, full(QUERIES))
+
+
+def test_a_sum_of_the_embeddings_width_is_the_embedding() -> None:
+    bare = {
+        "embedding_dim": 3,
+        "feature_dim": 3,
+        "combine": "sum",
+        "candidate": {"hidden": ()},
+        "query": {"hidden": ()},
+    }
+    features = EncodedFeatures((HISTORY,), (TRACK,))
+    _, candidate = build_towers(features, ModelSection.model_validate(bare), 1)
+    assert [variable.shape.as_list() for variable in candidate.trainable_variables] == [[10, 3], [3]]
+    table, bias = candidate.blocks["track"].table.embeddings.numpy(), candidate.projection.bias.numpy()
+    expected = table[[2, 5]] + bias
+    found = candidate({"track": tf.constant([[2], [5]])})
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-5)
+    # With anything above the sum, or another width, there is a matrix.
+    changes = [{"embedding_dim": 4}, {"candidate": {"hidden": (3,)}}, {"candidate": {"hidden": (), "cross_layers": 1}}]
+    for change in changes:
+        _, other = build_towers(features, ModelSection.model_validate(bare | change), 1)
+        assert any(variable.shape.rank == 2 for variable in other.projection.trainable_variables)
