@@ -29,13 +29,15 @@ class _Folder(click.ParamType):
 
 
 def _from_environment(variable: str, name: str = "") -> Any:
-    """The default of an option: a folder that Vertex AI names, or one below it."""
+    """Where an option is not given: the folder that Vertex AI names, or one below it."""
 
-    def default() -> Path | None:
+    def callback(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:
         folder = os.environ.get(variable)
-        return mounted(folder) / name if folder else None
+        if value is None and not folder:
+            raise click.MissingParameter(ctx=ctx, param=param)
+        return value or mounted(str(folder)) / name
 
-    return default
+    return callback
 
 
 _FOLDER: dict[str, Any] = {"type": _Folder(), "metavar": "FOLDER"}
@@ -52,22 +54,19 @@ _FOLDER: dict[str, Any] = {"type": _Folder(), "metavar": "FOLDER"}
 @click.option(
     "--query-tower",
     **_FOLDER,
-    default=_from_environment("AIP_MODEL_DIR", "query_tower"),
-    required=True,
+    callback=_from_environment("AIP_MODEL_DIR", "query_tower"),
     help="Output; $AIP_MODEL_DIR/query_tower by default.",
 )
 @click.option(
     "--candidate-tower",
     **_FOLDER,
-    default=_from_environment("AIP_MODEL_DIR", "candidate_tower"),
-    required=True,
+    callback=_from_environment("AIP_MODEL_DIR", "candidate_tower"),
     help="Output; $AIP_MODEL_DIR/candidate_tower by default.",
 )
 @click.option(
     "--work",
     **_FOLDER,
-    default=_from_environment("AIP_CHECKPOINT_DIR"),
-    required=True,
+    callback=_from_environment("AIP_CHECKPOINT_DIR"),
     help="Checkpoints and logs, which a restarted job goes on from; $AIP_CHECKPOINT_DIR by default.",
 )
 @click.option(

@@ -136,7 +136,7 @@ class TrainingLoop:
         if step < end:
             raise TrainingError(
                 f"epoch {epoch + 1} ended after step {step} of {end}: there are fewer training records than "
-                f"the {self.records.rows} of the tag of the examples; rerun generate_examples"
+                f"the {self.records.kept} that follow from the tag of the examples; rerun generate_examples"
             )
         self._end_epoch(epoch, step)
 

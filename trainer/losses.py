@@ -80,19 +80,15 @@ def softmax_loss(
     return loss
 
 
-def example_weights(weight: tf.Tensor, age_days: tf.Tensor, half_life_days: float | None) -> tf.Tensor:
-    """How much each example counts: by its engagement, and half of that for every half-life of age.
+def example_weights(weight: tf.Tensor) -> tf.Tensor:
+    """How much each example counts: by its engagement. (Of old examples, an epoch draws fewer.)
 
     Args:
         weight: [batch] at least 0.
-        age_days: [batch] days before the newest example.
 
     Returns:
-        [batch] float32 above 0.
+        [batch] float32 above 0: a batch of examples that weigh nothing would divide by zero.
     """
-    if half_life_days is not None:
-        weight = weight * tf.exp(age_days * (-math.log(2.0) / half_life_days))
-    # A floor, or a batch of examples that weigh nothing would divide by zero.
     return tf.maximum(weight, 1e-6)
 
 

@@ -117,6 +117,7 @@ def train_model(
             shuffle_buffer=train.shuffle_buffer,
             seed=train.seed,
             sample_history=train.sample_history,
+            half_life_days=train.half_life_days,
         )
         candidates = records.candidates
         towers = build_towers(features, model, train.seed, train.unknown_id_share)
@@ -124,7 +125,13 @@ def train_model(
             warm_start.apply(towers, features, preprocessing)
         two_tower = TwoTowerModel(*towers, candidates, model, train)
         weights = sum(int(variable.shape.num_elements()) for variable in two_tower.trainable_variables)
-        _log.info("%d training examples, batches of %d, %d weights", records.rows, records.batch_size, weights)
+        _log.info(
+            "%d training examples, %d an epoch, batches of %d, %d weights",
+            records.rows,
+            records.kept,
+            records.batch_size,
+            weights,
+        )
         validation = open_validation(examples, preprocessing, features, candidates, train)
         loop = TrainingLoop(two_tower, records, train, work, validation)
         loop.run()

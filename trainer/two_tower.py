@@ -42,10 +42,10 @@ class TwoTowerModel(tfrs.Model):
         super().__init__()
         self.query_tower = query_tower
         self.candidate_tower = candidate_tower
+        self.candidates = candidates
         self.negatives = build_negatives(candidates, train)
         self._temperature = LearntTemperature(model.temperature) if model.learn_temperature else None
         self._fixed_temperature = model.temperature
-        self._half_life_days = train.half_life_days
         self._hard_negatives = train.hard_negatives
 
     @property
@@ -61,12 +61,12 @@ class TwoTowerModel(tfrs.Model):
         Args:
             inputs: `query` and `candidate`: name -> [batch, length], or `Repeated`; `candidate_index` [batch] int64;
                 `past` [batch, width] int64 candidate indices + 1, or 0; `sampling_probability` [batch] in (0, 1];
-                `age_days` [batch] before the newest example; `weight` [batch] by engagement, of mean 1.
+                `weight` [batch] by engagement, of mean 1.
 
         Returns:
             [] float32: the weighted mean, so that the learning rate does not depend on the batch size.
         """
-        weights = example_weights(inputs["weight"], inputs["age_days"], self._half_life_days)
+        weights = example_weights(inputs["weight"])
         queries = self.query_tower(inputs["query"], training=training)
         columns = self.negatives(inputs, lambda features: self.candidate_tower(features, training=training), training)
         return softmax_loss(queries / self.temperature, columns, weights / tf.reduce_sum(weights), self._hard_negatives)

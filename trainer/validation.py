@@ -25,7 +25,7 @@ from trainer.evaluation.queries import Queries, read_catalogue, read_queries
 from trainer.evaluation.ranking import Products
 from trainer.towers import TowerNetwork
 
-_ROWS = 4096
+_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,8 @@ def open_validation(
 def embed(tower: TowerNetwork, encoded: Mapping[str, tf.Tensor]) -> NDArray[np.float32]:
     """Embed rows of encoded features in batches: [rows, dim]."""
     rows = len(next(iter(encoded.values())))
-    call = tf.function(lambda features: tower(features, training=False), reduce_retracing=True)
     parts = [
-        call({name: values[start : start + _ROWS] for name, values in encoded.items()}).numpy()
+        tower({name: values[start : start + _ROWS] for name, values in encoded.items()}, training=False).numpy()
         for start in range(0, rows, _ROWS)
     ]
     return np.concatenate(parts)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,8 +23,7 @@ from trainer.encoding import SIDES, EncodedFeature, EncodedFeatures, Side, check
 from trainer.towers import TowerNetwork
 
 _log = logging.getLogger(__name__)
-_TABLE = re.compile(r"(?:^|/)table_([^/]+)/")
-_NUMBER = re.compile(r"_\d+(?=/)")
+_TABLE = re.compile(r"table_([^/]+)/")
 _KINDS = (Kind.QUERY_TOWER, Kind.CANDIDATE_TOWER, Kind.PREPROCESSING)
 _FIRST_ID = 2
 """Ids 0 (missing) and 1 (unknown) are in every table; the vocabulary follows."""
@@ -103,17 +100,17 @@ class WarmStart:
         rows: dict[str, int] = {}
         dense = 0
         for side, tower, artifact in zip(SIDES, towers, (self.query_tower, self.candidate_tower), strict=True):
-            earlier = _by_key(tf.saved_model.load(str(artifact / "saved_model")).weights)
+            earlier = {v.name: v for v in tf.saved_model.load(str(artifact / "saved_model")).weights}
             same = _layout(before, side) == _layout(features, side)
-            for key, variable in _by_key(tower.trainable_variables).items():
-                table = _TABLE.search(key)
-                if key not in earlier:
+            for variable in tower.trainable_variables:
+                table, name = _TABLE.match(variable.name), variable.name
+                if name not in earlier:
                     continue
                 if table is not None:
                     if table[1] not in rows:  # shared tables are in both towers
-                        rows[table[1]] = self._take_rows(table[1], earlier[key], variable, preprocessing)
-                elif same and earlier[key].shape == variable.shape:
-                    variable.assign(earlier[key])
+                        rows[table[1]] = self._take_rows(table[1], earlier[name], variable, preprocessing)
+                elif same and earlier[name].shape == variable.shape:
+                    variable.assign(earlier[name])
                     dense += 1
         taken = ", ".join(f"{count} rows of {table}" for table, count in sorted(rows.items()))
         _log.info("warm start from %s: %s, %d dense weights", self.query_tower.tag.model_version, taken, dense)
@@ -136,17 +133,6 @@ class WarmStart:
         weights[known + _FIRST_ID] = old[places + _FIRST_ID]
         variable.assign(weights)
         return len(known)
-
-
-def _by_key(variables: Iterable[tf.Variable]) -> dict[str, tf.Variable]:
-    """The variables by name, in which Keras's running numbers of the process are replaced by those of the tower."""
-    seen: Counter[str] = Counter()
-    keys = {}
-    for variable in variables:
-        name = variable.name if _TABLE.search(variable.name) else _NUMBER.sub("", variable.name)
-        seen[name] += 1
-        keys[f"{name}#{seen[name]}"] = variable
-    return keys
 
 
 def _layout(features: EncodedFeatures, side: Side) -> list[EncodedFeature]:

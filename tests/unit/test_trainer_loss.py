@@ -38,7 +38,7 @@ def given_model(catalogue, *, temperature=1.0, learn=False, **train) -> TwoTower
     return TwoTowerModel(Given(), Given(), catalogue, model, TrainSection(**train))
 
 
-def given_batch(query, candidate, *, ids, probability=None, past=None, ages=None, weights=None):
+def given_batch(query, candidate, *, ids, probability=None, past=None, weights=None):
     count = len(ids)
     return {
         "query": {"vector": tf.constant(query, tf.float32)},
@@ -46,16 +46,14 @@ def given_batch(query, candidate, *, ids, probability=None, past=None, ages=None
         "candidate_index": tf.constant(ids, tf.int64),
         "past": tf.reshape(tf.constant(past or [], tf.int64), [count, -1]),
         "sampling_probability": tf.constant(probability or [1.0] * count, tf.float32),
-        "age_days": tf.constant(ages or [0.0] * count, tf.float32),
         "weight": tf.constant(weights or [1.0] * count, tf.float32),
     }
 
 
-def loss(query, candidate, *, temperature=1.0, half_life=None, catalogue=None, train=None, **batch) -> float:
+def loss(query, candidate, *, temperature=1.0, catalogue=None, train=None, **batch) -> float:
     model = given_model(
         Catalogue(catalogue if catalogue is not None else np.zeros([10, 2])),
         temperature=temperature,
-        half_life_days=half_life,
         **{"negatives": "in_batch", **(train or {})},
     )
     return float(tf.function(model.compute_loss)(given_batch(query, candidate, **batch), training=True))
@@ -83,24 +81,11 @@ def test_without_logq_a_frequent_candidate_would_cost_more(correction):
     assert found == pytest.approx(np.log1p(np.exp(-2.0)), rel=1e-5)
 
 
-def test_half_life_weights_and_their_normalisation():
-    # the second example is one half-life old: (0.0655 + 0.2395 / 2) / 1.5
-    found = loss(AXES, AXES, ids=[0, 1], probability=[0.25, 0.5], temperature=0.5, ages=[0.0, 30.0], half_life=30.0)
-    assert found == pytest.approx((ROW_1 + ROW_2 / 2) / 1.5, rel=1e-5)
-    ages = tf.constant([0.0, 30.0, 60.0])
-    np.testing.assert_allclose(example_weights(tf.ones(3), ages, 30.0), [1.0, 0.5, 0.25], rtol=1e-6)
-    np.testing.assert_array_equal(example_weights(tf.ones(3), ages, None), [1.0, 1.0, 1.0])
-
-
 def test_engagement_weighs_too_and_never_to_nothing():
     # weights 3 and 1: (3 * 0.0655 + 0.2395) / 4
     found = loss(AXES, AXES, ids=[0, 1], probability=[0.25, 0.5], temperature=0.5, weights=[3.0, 1.0])
     assert found == pytest.approx((3 * ROW_1 + ROW_2) / 4, rel=1e-5)
-    # 2 and 4, the second one half-life old: 2 and 2
-    both = {"weights": [2.0, 4.0], "ages": [0.0, 30.0], "half_life": 30.0}
-    found = loss(AXES, AXES, ids=[0, 1], probability=[0.25, 0.5], temperature=0.5, **both)
-    assert found == pytest.approx((ROW_1 + ROW_2) / 2, rel=1e-5)
-    assert float(example_weights(tf.constant([0.0]), tf.constant([1e9]), 1.0)[0]) > 0
+    np.testing.assert_allclose(example_weights(tf.constant([0.0, 2.0])), [1e-6, 2.0], rtol=1e-6)
 
 
 def test_the_same_candidate_elsewhere_in_the_batch_is_no_negative():
