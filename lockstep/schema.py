@@ -139,7 +139,7 @@ class IdSequenceFeature(_Feature):
 
 
 class TextSequenceFeature(_Feature):
-    """A list of texts, the last `max_length` kept; their tokens are embedded and pooled together."""
+    """A list of texts, the last `max_length` kept; each is embedded as a text is, then they are pooled."""
 
     type: Literal["text_sequence"] = "text_sequence"
     max_length: int = Field(20, ge=1, le=2_000)

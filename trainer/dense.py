@@ -79,9 +79,13 @@ class HiddenLayer(tf.keras.layers.Layer):
 class Bias(tf.keras.layers.Layer):
     """x + b: what is left of a last layer where there is nothing to project."""
 
-    def __init__(self, width: int, initializer: tf.keras.initializers.Initializer, name: str) -> None:
+    def __init__(self, initializer: tf.keras.initializers.Initializer, name: str) -> None:
         super().__init__(name=name)
-        self.bias = self.add_weight("bias", [width], initializer=initializer)
+        self.initializer = initializer
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        """Make b, as wide as the input."""
+        self.bias = self.add_weight("bias", [input_shape[-1]], initializer=self.initializer)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """[batch, width] -> [batch, width]."""

@@ -97,7 +97,7 @@ class TowerNetwork(tf.keras.Model):
         is_bare = self.is_sum and not section.hidden and not section.cross_layers and joined == model.embedding_dim
         # What is summed in the space of the embeddings is one already; a matrix would only turn it.
         self.projection: tf.keras.layers.Layer = (
-            Bias(joined, bias, "projection")
+            Bias(bias, "projection")
             if is_bare
             else linear(model.embedding_dim, seeds, "projection", bias_initializer=bias)
         )
