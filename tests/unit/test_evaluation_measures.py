@@ -21,7 +21,16 @@ from trainer.evaluation.measures import (
     reciprocal_rank,
 )
 from trainer.evaluation.queries import Queries
-from trainer.evaluation.ranking import UNRANKED, HistorySums, Products, Ranking, SameForAll, best_rank, rank
+from trainer.evaluation.ranking import (
+    UNRANKED,
+    HistorySums,
+    Products,
+    Ranking,
+    SameForAll,
+    best_candidates,
+    best_rank,
+    rank,
+)
 
 
 def bools(*rows: str) -> np.ndarray:
@@ -71,10 +80,10 @@ def test_coverage_counts_each_candidate_once_and_no_empty_place():
 
 def test_mean_popularity_is_of_what_is_shown():
     top = np.array([[2, 0], [1, -1], [-1, -1]], dtype=np.int32)
-    found = mean_popularity(top, np.array([10.0, 4.0, 0.0]))
-    assert found[:2].tolist() == [5.0, 4.0]
+    found = mean_popularity(top, np.array([10.0, 4.0, 2.0]))
+    assert found[:2].tolist() == [6.0, 4.0]
     assert np.isnan(found[2])
-    assert means({"popularity@2": found}) == {"popularity@2": 4.5}  # of the two that show anything
+    assert means({"popularity@2": found}) == {"popularity@2": 5.0}  # of the two that show anything
 
 
 def test_all_measures_of_one_query():
@@ -105,6 +114,13 @@ def test_ties_go_to_the_lower_index_and_minus_infinity_is_out():
     assert best_rank(scores, np.array([], dtype=np.int64)) == UNRANKED
 
 
+def test_a_sample_that_promises_too_much_is_not_believed():
+    scores = np.arange(3 * 8_192, dtype=np.float32)
+    scores[::3] += 1e6  # of three candidates the first; they are those that the sample takes
+    expected = np.argsort(-scores, kind="stable")[:3_000]
+    assert best_candidates(scores, 3_000).tolist() == expected.tolist()
+
+
 def test_history_is_left_out_and_unknown_targets_count_as_missed():
     queries = queries_of([[0, 1]], [[2, 3]], [4])  # two of four held-out candidates are unknown to the catalogue
     scorer = SameForAll(np.array([0.9, 0.8, 0.7, 0.1, 0.2], dtype=np.float32))
@@ -113,6 +129,13 @@ def test_history_is_left_out_and_unknown_targets_count_as_missed():
     without = measure(queries, scorer, EvaluateSection(ks=(1, 3)))
     assert [without[name] for name in ("recall@1", "recall@3", "mrr")] == [0.25, 0.5, 1.0]
     assert measure(queries.first(0), scorer, EvaluateSection()) == {}
+
+
+def test_r_precision_looks_deeper_than_every_k():
+    queries = queries_of([[]], [[0, 1, 4]])
+    scorer = SameForAll(np.array([5, 4, 3, 2, 1], dtype=np.float32))
+    found = measure(queries, scorer, EvaluateSection(ks=(1,)))
+    assert (found["recall@1"], found["r_precision"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
 
 
 def test_scores_are_products_of_vectors_or_sums_over_the_history():
@@ -124,6 +147,8 @@ def test_scores_are_products_of_vectors_or_sums_over_the_history():
     out = np.empty((3, 2), dtype=np.float32)
     sums.score(slice(0, 3), out)
     assert out.tolist() == [[2, 1.5], [2, 0.5], [0, 0]]
+    sums.score(slice(1, 3), out[:2])
+    assert out.tolist() == [[2, 0.5], [0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -113,6 +113,21 @@ def test_recall_in_a_slice_of_queries_counts_what_the_catalogue_does_not_know():
     np.testing.assert_array_equal(slice_recall(part, ranking, queries, (2,))["recall@2"], [2 / 5, np.nan])
 
 
+def test_an_empty_text_is_a_value_and_none_is_not():
+    lands = ["", None, "a", "a"]
+    features = {"query": pa.array([{"land": land, "past": []} for land in lands], features_type(SCHEMA, "query"))}
+    found = members(column_slices(["land"], SCHEMA, features))
+    assert {value: of for (_, _, value), of in found.items()} == {"a": [2, 3], "": [0], "missing": [1]}
+
+
+def test_the_popularity_of_the_held_out_is_the_mean_over_queries():
+    queries = queries_of([[], [], []], [[0, 1], [2], []], held_out=[2, 1, 1])
+    catalogue = catalogue_of([7, 3, 1])
+    _, details = compare({"model": SameForAll(catalogue.count)}, queries, catalogue, [], EvaluateSection(bootstrap=0))
+    assert details["held_out_popularity"] == 3.0  # of 5 and 1; the third holds out nothing that is known
+    assert (details["gains"], details["slices"]) == ({}, [])
+
+
 def test_a_comparison_puts_all_scorers_side_by_side():
     queries = queries_of([[], []], [[0], [2]])
     scorers = {

@@ -29,8 +29,8 @@ Weights = NDArray[np.float32]
 """[candidates, candidates]: row i is what candidate i in a history says of every candidate."""
 Settings = Mapping[str, float]
 GRIDS: Mapping[str, tuple[Settings, ...]] = {
-    "item_knn": tuple({"neighbours": n, "shrinkage": s} for n in (50, 200, 1000) for s in (0, 10, 100)),
-    "ease": tuple({"l2": l2} for l2 in (30, 100, 300, 1000)),
+    "item_knn": tuple({"neighbours": n, "shrinkage": s} for n in (50, 200, 1000) for s in (0, 10, 100, 1000)),
+    "ease": tuple({"l2": l2} for l2 in (30, 100, 300, 1000, 3000)),
     "als": tuple({"factors": f, "regularization": r} for f in (32, 64, 128) for r in (0.01, 1.0, 10.0)),
 }
 """The settings that are tried, by baseline."""
@@ -127,8 +127,10 @@ def item_knn(gram: Weights, neighbours: int, shrinkage: float) -> Weights:
     Dacrema, Cremonesi & Jannach, "Are we really making much progress?", RecSys 2019.
     """
     taken = np.diag(gram)
-    norms = np.sqrt(np.outer(taken, taken)) + np.float32(shrinkage)
-    weights: Weights = np.divide(gram, norms, out=np.zeros_like(gram), where=norms > 0)
+    weights: Weights = np.outer(taken, taken)
+    np.sqrt(weights, out=weights)
+    weights += np.float32(shrinkage)
+    np.divide(gram, weights, out=weights, where=weights > 0)  # in place: these are the large matrices
     np.fill_diagonal(weights, 0.0)
     if neighbours < len(gram):
         for row in weights:
@@ -147,8 +149,10 @@ def ease(gram: Weights, l2: float) -> Weights:
 
     Reference: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, equation 8.
     """
-    inverse = np.linalg.inv(gram + np.float32(l2) * np.eye(len(gram), dtype=np.float32))
-    weights: Weights = (inverse / -np.diag(inverse)).astype(np.float32, copy=False)
+    ridged = gram.copy()
+    np.fill_diagonal(ridged, np.diag(gram) + np.float32(l2))
+    weights: Weights = np.linalg.inv(ridged)
+    weights /= -np.diag(weights)
     np.fill_diagonal(weights, 0.0)
     return weights
 

@@ -40,7 +40,7 @@ def compare(
     curves: dict[str, dict[str, float]] = {}
     values: dict[str, dict[str, Values]] = {}
     columns: Columns = {}
-    depth = depth_for(queries, section.ks)
+    depth = max(depth_for(queries, section.ks), CURVE[-1])
     for name, scorer in scorers.items():
         ranking = rank(scorer, queries, depth, exclude_history=section.exclude_history, threads=section.threads)
         values[name] = query_measures(ranking, queries.held_out, section.ks)

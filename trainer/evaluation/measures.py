@@ -31,7 +31,7 @@ def measure(queries: Queries, scorer: Scorer, section: EvaluateSection) -> dict[
 
 def depth_for(queries: Queries, ks: Sequence[int]) -> int:
     """How many of the best candidates the measures look at."""
-    return max(*ks, _PAGE * _PAGES, int(queries.held_out.max(initial=1)))
+    return max(*ks, int(queries.held_out.max(initial=1)))
 
 
 def query_measures(ranking: Ranking, held_out: NDArray[np.int64], ks: Sequence[int]) -> dict[str, Values]:

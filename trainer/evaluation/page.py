@@ -136,7 +136,7 @@ def _colour(name: str) -> str:
 def _figure(value: float | None) -> str:
     """A measure as people write it.
 
-    >>> _figure(0.12345), _figure(12.345), _figure(4321.5), _figure(None)
+    >>> _figure(0.12344), _figure(12.345), _figure(4321.5), _figure(None)
     ('0.1234', '12.3', '4,322', '–')
     """
     if value is None:

@@ -133,13 +133,14 @@ def _labels(feature: Feature, values: pa.Array) -> Iterator[tuple[str, NDArray[n
 
 
 def _frequent(values: NDArray[np.object_], missing: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    distinct, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    counts -= np.bincount(places[missing], minlength=len(distinct))
+    distinct, places = np.unique(values, return_inverse=True)
+    counts = np.bincount(places[~missing], minlength=len(distinct))
+    places[missing] = -1
     order = [place for place in np.argsort(-counts, kind="stable") if counts[place]]
     for place in order[:_MOST_FREQUENT]:
-        yield str(distinct[place]), (places == place) & ~missing
+        yield str(distinct[place]), places == place
     if len(order) > _MOST_FREQUENT:
-        yield "other", np.isin(places, order[_MOST_FREQUENT:]) & ~missing
+        yield "other", np.isin(places, order[_MOST_FREQUENT:])
 
 
 def _quarters(values: NDArray[np.float64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
