@@ -75,6 +75,9 @@ class TrainSection(Section):
     data step, or estimated while training (Yi et al. 2019)."""
     sample_history: float = Field(0.0, ge=0, le=1)
     """Share of the examples of which a random part of the history is seen, and not all of it."""
+    find_hidden: bool = False
+    """With the full softmax, what `sample_history` hides of a history is to be found, as the label is: for pairings in
+    which the history has no order, a whole basket is learnt from with every example."""
     unknown_id_share: float = Field(0.0, ge=0, lt=1)
     """Share of candidate ids that training hides, so that the other features carry candidates it has never seen."""
     average_weights: float | None = Field(None, gt=0, lt=1)
@@ -92,7 +95,7 @@ class TrainSection(Section):
     mixed_precision: bool = False
     """Multiply in float16 (GPU) or bfloat16, keep weights and losses in float32."""
     xla: bool = False
-    """Compile the training step with XLA."""
+    """Compile the dense parts of the training step with XLA; that takes half a minute first."""
     profile_steps: int = Field(0, ge=0)
     """Record a profile of so many steps for TensorBoard."""
     shuffle_buffer: int = Field(1_000_000, ge=1)

@@ -45,6 +45,7 @@ class TrainingRecords:
         batch_size: records a step, of all replicas; every batch is full, the rest of an epoch is left out.
         shuffle_buffer: records among which the next is drawn; all of them where they fit.
         sample_history: share of the records of which a batch shows a random part of the past.
+        find_hidden: whether what is not shown of a past is to be found.
         seed: decides the order and the parts.
     """
 
@@ -60,6 +61,7 @@ class TrainingRecords:
     batch_size: int
     shuffle_buffer: int
     sample_history: float
+    find_hidden: bool
     seed: int
 
     @property
@@ -77,8 +79,9 @@ class TrainingRecords:
             worker: which worker's parts.
 
         Each is `{"query": {name: [batch, length] or Repeated}, "candidate": {name: [batch, length]},
-        "candidate_index": [batch] int64, "past": [batch, past_length] int64, index + 1 or 0,
-        "sampling_probability": [batch] float32, "age_days": [batch] float32, "weight": [batch] float32}`.
+        "candidate_index": [batch] int64, "past": [batch, past_length] int64, index + 1 or 0, "hidden": the same of the
+        elements that are not shown but to be found, "sampling_probability": [batch] float32, "age_days": [batch]
+        float32, "weight": [batch] float32}`.
         """
         seed = self.seed * 1_000_003 + epoch
         files = tf.data.Dataset.from_tensor_slices(list(self.files))
@@ -128,14 +131,16 @@ class TrainingRecords:
         past = parsed.pop("past", tf.zeros([tf.shape(records)[0], 0], tf.int64))
         if self.probability is not None:
             parsed["sampling_probability"] = tf.gather(self.probability, parsed["candidate_index"])
+        hidden = past[:, :0]
         if self.sample_history:
-            past = sample_past(past, self.sample_history, seed)
+            shown = sample_past(past, self.sample_history, seed)
+            hidden, past = tf.where(shown > 0, tf.zeros_like(past), past) if self.find_hidden else hidden, shown
         query = self.candidates.past(past)
         candidate = self.candidates.features(parsed["candidate_index"])
         for key in own:
             side, name = key.split("/")
             (query if side == "query" else candidate)[name] = parsed.pop(key)
-        return {"query": query, "candidate": candidate, "past": past, **parsed}
+        return {"query": query, "candidate": candidate, "past": past, "hidden": hidden, **parsed}
 
 
 def sample_past(past: tf.Tensor, share: float, seed: tf.Tensor) -> tf.Tensor:
@@ -172,6 +177,7 @@ def open_training_records(
     shuffle_buffer: int,
     seed: int,
     sample_history: float = 0.0,
+    find_hidden: bool = False,
     half_life_days: float | None = None,
 ) -> TrainingRecords:
     """Find the training split; a batch is never larger than an epoch.
@@ -211,17 +217,18 @@ def open_training_records(
         min(batch_size, kept),
         shuffle_buffer,
         sample_history,
+        find_hidden,
         seed,
     )
 
 
 def _kept(examples: Artifact, half_life_days: float) -> int:
     """How many records an epoch has at least: five deviations below what is expected."""
-    ages = np.array(json.loads((examples / "ages.json").read_bytes()), dtype=np.float64).reshape(-1, 2)
+    ages = np.array(json.loads(examples.read("ages.json")), dtype=np.float64).reshape(-1, 2)
     # A record's age is the whole days of the file and up to one more.
     chance = 0.5 ** ((ages[:, 0] + 1.0) / half_life_days)
     expected, variance = (ages[:, 1] * chance).sum(), (ages[:, 1] * chance * (1.0 - chance)).sum()
-    return int(expected - 5.0 * np.sqrt(variance))
+    return max(0, int(expected - 5.0 * np.sqrt(variance)))
 
 
 def _recent_probability(examples: Artifact, candidates: int, half_life_days: float) -> tf.Tensor:

@@ -29,6 +29,7 @@ class Columns(NamedTuple):
         own_correction: [batch] float32, added to its logit.
         left_out: [batch, width] int32 columns that are no negatives of the query; its own where there is nothing to
             leave out.
+        also: [batch, any width] int32 columns that are the query's as well; its own where there is none.
     """
 
     vectors: tf.Tensor
@@ -36,12 +37,16 @@ class Columns(NamedTuple):
     own: tf.Tensor
     own_correction: tf.Tensor
     left_out: tf.Tensor
+    also: tf.Tensor
 
 
 def softmax_loss(
     queries: tf.Tensor, columns: Columns, weights: tf.Tensor, hard_negatives: int | None = None
 ) -> tf.Tensor:
     """Minus the log of the softmax of each query's own candidate, summed with weights.
+
+    Of a query that has several, the mean over them: they share the query's weight, and the denominator has them all
+    (the multinomial likelihood of Liang et al., "Variational autoencoders for collaborative filtering", WWW 2018).
 
     The gradient is computed with the loss, for a block of queries after the other, so that the logits of a large
     catalogue never stand in memory as a whole. It is that of the vectors only: corrections and weights are given.
@@ -69,6 +74,7 @@ def softmax_loss(
                     columns.own[block],
                     columns.own_correction[block],
                     columns.left_out[block],
+                    columns.also[block],
                 )
                 loss, by_query, by_vector = _block_loss(queries[block], part, weights[block], hard_negatives)
             total, by_vectors = total + loss, by_vectors + by_vector
@@ -113,17 +119,32 @@ def _block_loss(
     left_out = tf.concat([columns.own[:, tf.newaxis], columns.left_out], axis=1)
     places = tf.stack([tf.broadcast_to(rows[:, tf.newaxis], tf.shape(left_out)), left_out], axis=2)
     logits = tf.tensor_scatter_nd_update(logits, places, tf.fill(tf.shape(left_out), -math.inf))
+    others = _other_positives(columns)
+    other_positives = tf.gather_nd(logits, others)
     if hard_negatives is not None:
-        logits = _hardest(logits, hard_negatives)
+        no_positives = tf.tensor_scatter_nd_update(logits, others, tf.fill(tf.shape(other_positives), -math.inf))
+        logits = _hardest(no_positives, hard_negatives)
+        logits = tf.tensor_scatter_nd_update(logits, others, other_positives)
     logits = tf.tensor_scatter_nd_update(logits, own, positive)
     # Written out: the softmax with loss of TensorFlow takes twice the time on a CPU.
     largest = tf.reduce_max(logits, axis=1)
     shares = tf.exp(logits - largest[:, tf.newaxis])
     total = tf.reduce_sum(shares, axis=1)
-    loss = tf.reduce_sum(weights * (largest + tf.math.log(total) - positive))
+    of_each = weights / (1.0 + tf.cast(tf.math.bincount(others[:, 0], minlength=tf.size(rows)), tf.float32))
+    of_others = tf.gather(of_each, others[:, 0])
+    found = tf.reduce_sum(of_each * positive) + tf.reduce_sum(of_others * other_positives)
+    loss = tf.reduce_sum(weights * (largest + tf.math.log(total))) - found
     by_logits = shares * (weights / total)[:, tf.newaxis]
-    by_logits = tf.tensor_scatter_nd_sub(by_logits, own, weights)
+    by_logits = tf.tensor_scatter_nd_sub(by_logits, own, of_each)
+    by_logits = tf.tensor_scatter_nd_sub(by_logits, others, of_others)
     return loss, tf.matmul(by_logits, columns.vectors), tf.matmul(by_logits, queries, transpose_a=True)
+
+
+def _other_positives(columns: Columns) -> tf.Tensor:
+    """[n, 2] row and column of every positive that is not the query's own."""
+    is_other = columns.also != columns.own[:, tf.newaxis]
+    at = tf.where(is_other)
+    return tf.stack([tf.cast(at[:, 0], tf.int32), tf.boolean_mask(columns.also, is_other)], axis=1)
 
 
 def _hardest(negatives: tf.Tensor, count: int) -> tf.Tensor:

@@ -26,7 +26,8 @@ _LEAST_PROBABILITY = 1e-9
 class FullCatalogue(tf.Module):
     """Every candidate of the catalogue, so nothing is sampled and nothing to be corrected.
 
-    Left out of a query's negatives is its own past, which evaluation and serving exclude, too.
+    Left out of a query's negatives is its own past, which evaluation and serving exclude, too. What was hidden of the
+    past is to be found as well, where the batch says so.
     """
 
     def __init__(self, candidates: CandidateTable) -> None:
@@ -37,9 +38,11 @@ class FullCatalogue(tf.Module):
         """The columns of a batch: the candidates by index."""
         own, past = tf.cast(batch["candidate_index"], tf.int32), tf.cast(batch["past"], tf.int32)
         vectors = encode(self.candidates.all())
+        hidden = tf.cast(batch["hidden"], tf.int32)
         left_out = tf.where(past > 0, past - 1, own[:, tf.newaxis])
+        also = tf.where(hidden > 0, hidden - 1, own[:, tf.newaxis])
         correction = tf.zeros(tf.shape(vectors)[:1])
-        return Columns(vectors, correction, own, tf.gather(correction, own), left_out)
+        return Columns(vectors, correction, own, tf.gather(correction, own), left_out, also)
 
 
 class SampledCandidates(tf.Module):
@@ -92,6 +95,7 @@ class SampledCandidates(tf.Module):
             own=own_places,
             own_correction=-log_probability[: tf.shape(own)[0]],
             left_out=tf.where(left_out < tf.shape(indices)[0], left_out, own_places[:, tf.newaxis]),
+            also=tf.zeros([tf.size(own_places), 0], tf.int32),
         )
 
     def _probability(self, batch: Mapping[str, Any], indices: tf.Tensor) -> tf.Tensor:

@@ -16,7 +16,7 @@ from trainer.evaluation.queries import read_catalogue
 from trainer.export import export_tower
 from trainer.input_pipeline import open_training_records
 from trainer.loop import TrainingLoop, prepare_work
-from trainer.strategy import build_strategy, is_chief, precision
+from trainer.strategy import build_strategy, compiled, is_chief, precision
 from trainer.tensorboard import PROJECTED
 from trainer.towers import TowerNetwork, build_towers
 from trainer.two_tower import TwoTowerModel
@@ -109,7 +109,7 @@ def train_model(
         warm_start: what to begin with where there is no checkpoint.
     """
     features = check_same_features(examples, preprocessing)
-    with build_strategy(train).scope(), precision(train):
+    with compiled(train), build_strategy(train).scope(), precision(train):
         records = open_training_records(
             examples,
             features,
@@ -117,6 +117,7 @@ def train_model(
             shuffle_buffer=train.shuffle_buffer,
             seed=train.seed,
             sample_history=train.sample_history,
+            find_hidden=train.find_hidden,
             half_life_days=train.half_life_days,
         )
         candidates = records.candidates

@@ -60,8 +60,8 @@ class TwoTowerModel(tfrs.Model):
 
         Args:
             inputs: `query` and `candidate`: name -> [batch, length], or `Repeated`; `candidate_index` [batch] int64;
-                `past` [batch, width] int64 candidate indices + 1, or 0; `sampling_probability` [batch] in (0, 1];
-                `weight` [batch] by engagement, of mean 1.
+                `past` [batch, width] int64 candidate indices + 1, or 0, and `hidden` likewise; `sampling_probability`
+                [batch] in (0, 1]; `weight` [batch] by engagement, of mean 1.
 
         Returns:
             [] float32: the weighted mean, so that the learning rate does not depend on the batch size.

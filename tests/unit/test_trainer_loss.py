@@ -38,13 +38,14 @@ def given_model(catalogue, *, temperature=1.0, learn=False, **train) -> TwoTower
     return TwoTowerModel(Given(), Given(), catalogue, model, TrainSection(**train))
 
 
-def given_batch(query, candidate, *, ids, probability=None, past=None, weights=None):
+def given_batch(query, candidate, *, ids, probability=None, past=None, hidden=None, weights=None):
     count = len(ids)
     return {
         "query": {"vector": tf.constant(query, tf.float32)},
         "candidate": {"vector": tf.constant(candidate, tf.float32)},
         "candidate_index": tf.constant(ids, tf.int64),
         "past": tf.reshape(tf.constant(past or [], tf.int64), [count, -1]),
+        "hidden": tf.reshape(tf.constant(hidden or [], tf.int64), [count, -1]),
         "sampling_probability": tf.constant(probability or [1.0] * count, tf.float32),
         "weight": tf.constant(weights or [1.0] * count, tf.float32),
     }
@@ -119,6 +120,21 @@ def test_a_querys_own_past_is_no_negative_but_its_candidate_is_still_told_apart(
     assert found == pytest.approx(by_hand, rel=1e-5)
 
 
+def test_what_was_hidden_of_a_history_is_found_as_well():
+    # Logits of both queries: 0, 1, 2, -1. Row 1 has candidates 0 and 2, the mean of whose losses is
+    # ln(1 + e + e^2 + e^-1) - (0 + 2) / 2; row 2 has candidate 1 alone, and has seen 3.
+    catalogue = np.array([[0.0], [1.0], [2.0], [-1.0]])
+    everything = np.log(1 + np.e + np.exp(2) + np.exp(-1))
+    by_hand = (everything - 1 + np.log(1 + np.e + np.exp(2)) - 1) / 2
+    given = {"ids": [0, 1], "hidden": [[2 + 1, 0], [0, 0]], "past": [[0], [3 + 1]], "catalogue": catalogue}
+    found = loss([[1.0], [1.0]], [[9.0], [9.0]], train={"negatives": "full"}, **given)
+    assert found == pytest.approx(by_hand, rel=1e-5)
+    # With one hard negative row 1 is told from candidate 1, row 2 from candidate 2.
+    by_hand = (np.log(1 + np.e + np.exp(2)) - 1 + np.log(np.e + np.exp(2)) - 1) / 2
+    hard = {"negatives": "full", "hard_negatives": 1}
+    assert loss([[1.0], [1.0]], [[9.0], [9.0]], train=hard, **given) == pytest.approx(by_hand, rel=1e-5)
+
+
 def test_hard_negatives_are_those_that_score_highest():
     # Logits of row 1: 0 (own), 1, -1, 0.5 -> with one negative ln(1 + e); with two ln(1 + e + e^0.5).
     columns = Columns(
@@ -127,6 +143,7 @@ def test_hard_negatives_are_those_that_score_highest():
         own=tf.constant([0]),
         own_correction=tf.zeros(1),
         left_out=tf.zeros([1, 0], tf.int32),
+        also=tf.zeros([1, 0], tf.int32),
     )
     by_count = {1: np.log(1 + np.e), 2: np.log(1 + np.e + np.exp(0.5)), 9: np.log(1 + np.e + np.exp(0.5) + np.exp(-1))}
     for count, by_hand in by_count.items():
@@ -143,6 +160,8 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(rows, count, hard):
     rng = np.random.default_rng(1)
     queries, vectors, correction = rng.normal(size=(rows, 4)), rng.normal(size=(count, 4)), rng.normal(size=count)
     own, left_out, weights = rng.integers(0, count, rows), rng.integers(0, count, (rows, 2)), rng.uniform(size=rows)
+    also = np.stack([np.where(rng.random(rows) < 0.5, (own + step) % count, own) for step in (1, 2)], axis=1)
+    left_out = np.where((left_out == also[:, :1]) | (left_out == also[:, 1:]), own[:, np.newaxis], left_out)
     own_correction = rng.normal(size=rows)
     columns = Columns(
         tf.constant(vectors, tf.float32),
@@ -150,6 +169,7 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(rows, count, hard):
         tf.constant(own, tf.int32),
         tf.constant(own_correction, tf.float32),
         tf.constant(left_out, tf.int32),
+        tf.constant(also, tf.int32),
     )
     inputs = tf.constant(queries, tf.float32), tf.constant(weights, tf.float32)
     with tf.GradientTape() as tape:
@@ -160,13 +180,21 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(rows, count, hard):
     logits = queries @ vectors.T + correction
     logits[each[:, np.newaxis], left_out] = -np.inf
     logits[each, own] = -np.inf
+    is_also = np.zeros(logits.shape, bool)
+    is_also[each[:, np.newaxis], also] = True
+    is_also[each, own] = False
+    kept = np.where(is_also, -np.inf, logits)
     if hard is not None:
-        logits[logits < np.sort(logits, axis=1)[:, -hard, np.newaxis]] = -np.inf
+        kept[kept < np.sort(kept, axis=1)[:, -hard, np.newaxis]] = -np.inf
+    logits = np.where(is_also, logits, kept)
     logits[each, own] = (queries * vectors[own]).sum(axis=1) + own_correction
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert float(found) == pytest.approx(-2.0 * (weights * np.log(shares[each, own])).sum(), rel=1e-5)
-    shares[each, own] -= 1.0
-    by_logits = 2.0 * weights[:, np.newaxis] * shares
+    wanted = is_also.astype(float)
+    wanted[each, own] = 1.0
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    logs = np.log(np.where(wanted > 0, shares, 1.0))
+    assert float(found) == pytest.approx(-2.0 * (weights[:, np.newaxis] * wanted * logs).sum(), rel=1e-5)
+    by_logits = 2.0 * weights[:, np.newaxis] * (shares - wanted)
     by_queries, by_vectors = tape.gradient(found, (inputs[0], columns.vectors))
     np.testing.assert_allclose(by_queries, by_logits @ vectors, atol=1e-4)
     np.testing.assert_allclose(by_vectors, by_logits.T @ queries, atol=1e-4)
