@@ -30,8 +30,8 @@ Weights = NDArray[np.float32]
 Settings = Mapping[str, float]
 GRIDS: Mapping[str, tuple[Settings, ...]] = {
     "item_knn": tuple({"neighbours": n, "shrinkage": s} for n in (50, 200, 1000) for s in (0, 10, 100, 1000)),
-    "ease": tuple({"l2": l2} for l2 in (30, 100, 300, 1000, 3000)),
-    "als": tuple({"factors": f, "regularization": r} for f in (32, 64, 128) for r in (0.01, 1.0, 10.0)),
+    "ease": tuple({"l2": l2} for l2 in (100, 300, 1000, 3000, 10_000)),
+    "als": tuple({"factors": f, "regularization": r} for f in (32, 64, 128) for r in (1.0, 10.0, 50.0)),
 }
 """The settings that are tried, by baseline."""
 CHOICE_QUERIES = 2_000
