@@ -74,6 +74,7 @@ class TrainingLoop:
         self.variables = model.trainable_variables
         self.optimizer = build_optimizer(section, self.total_steps)
         self.optimizer.build(self.variables)
+        self.is_scaled = isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.loss_sum = tf.Variable(0.0, trainable=False)
         decay = section.average_weights
@@ -163,7 +164,10 @@ class TrainingLoop:
         """One replica's part of a step; its loss is a share of the mean over all of them."""
         with tf.GradientTape() as tape:
             loss = self.model.compute_loss(batch, training=True) / self.strategy.num_replicas_in_sync
-        gradients = tape.gradient(loss, self.variables)
+            scaled = self.optimizer.get_scaled_loss(loss) if self.is_scaled else loss
+        gradients = tape.gradient(scaled, self.variables)
+        if self.is_scaled:
+            gradients = self.optimizer.get_unscaled_gradients(gradients)
         self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
         return loss
 

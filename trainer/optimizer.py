@@ -82,13 +82,18 @@ class RowAdam(tf.keras.optimizers.Optimizer):
 def build_optimizer(section: TrainSection, total_steps: int) -> tf.keras.optimizers.Optimizer:
     """The configured optimizer and its learning rate.
 
+    Where layers multiply in float16, it scales the loss, lest small gradients vanish.
+
     Args:
         total_steps: steps of the whole training, at whose end a cosine reaches zero.
     """
     rate = section.learning_rate
     if section.decay == "cosine":
         rate = tf.keras.optimizers.schedules.CosineDecay(rate, max(total_steps, 1))
-    return RowAdam(rate) if section.optimizer == "adam" else tf.keras.optimizers.Adagrad(rate)
+    optimizer = RowAdam(rate) if section.optimizer == "adam" else tf.keras.optimizers.Adagrad(rate)
+    if tf.keras.mixed_precision.global_policy().compute_dtype == "float16":
+        return tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+    return optimizer
 
 
 def learning_rate(optimizer: tf.keras.optimizers.Optimizer) -> float:

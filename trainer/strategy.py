@@ -1,4 +1,4 @@
-"""Where a training runs: one device, the GPUs of a machine, or several machines; and in which precision.
+"""Where a training runs: one device, the GPUs of a machine, or several machines; in which precision, and compiled.
 
 Several workers find one another through TF_CONFIG, as Vertex AI and Kubeflow set it. The first of them, the chief,
 writes what is kept.
@@ -6,6 +6,7 @@ writes what is kept.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -103,6 +104,26 @@ def precision(section: TrainSection) -> Iterator[None]:
         yield
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
+
+
+@contextmanager
+def compiled(section: TrainSection) -> Iterator[None]:
+    """What TensorFlow runs within is compiled by XLA where that is configured, and where XLA has the operation.
+
+    It has none of the sparse ones that sequences are pooled with, so the step as a whole cannot be compiled: the dense
+    stretches between them are, each by itself.
+    """
+    if not section.xla:
+        yield
+        return
+    # CPUs need the flag as well; TensorFlow reads it once, when a process first asks it for its devices.
+    os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} --tf_xla_cpu_global_jit".strip()
+    before = tf.config.optimizer.get_jit()
+    tf.config.optimizer.set_jit("autoclustering")
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_jit(before)
 
 
 def _cluster() -> tf.distribute.cluster_resolver.TFConfigClusterResolver:

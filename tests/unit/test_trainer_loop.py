@@ -18,6 +18,7 @@ from tests.unit.trainer_artifacts import CANDIDATES, IDS, Artifacts, make_artifa
 from trainer import task
 from trainer.command import main
 from trainer.encoding import read_encoded_features
+from trainer.input_pipeline import open_training_records
 from trainer.two_tower import TwoTowerModel
 from trainer.validation import Best, Measured, Validation, open_validation
 
@@ -178,6 +179,26 @@ def test_nan_stops_the_training_and_names_the_last_good_checkpoint(made, tmp_pat
         fit(made, tmp_path)
     assert (tmp_path / "checkpoints" / "step-8.json").exists()
     assert not (tmp_path / "checkpoints" / "step-10.json").exists()
+
+
+def test_float16_scales_the_loss_and_learns_all_the_same(made, tmp_path):
+    plain = fit(made, tmp_path / "plain", epochs=5)
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")  # which a GPU would get
+    try:
+        half = fit(made, tmp_path / "half", epochs=5)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    state = tf.train.load_checkpoint(str(tmp_path / "half" / "checkpoints" / "step-50"))
+    scales = [name for name in state.get_variable_to_shape_map() if "current_loss_scale" in name]
+    assert len(scales) == 1
+    assert state.get_tensor(scales[0]) in 2.0 ** np.arange(8, 15)  # halved with each step that it was too much for
+    assert half.query_tower.projection.compute_dtype == "float16"
+    features = read_encoded_features(made.examples / "features.json")
+    records = open_training_records(opened(made)[0], features, batch_size=500, shuffle_buffer=1, seed=1)
+    batch = next(iter(records.batches(0)))
+    losses = [float(tf.function(model.compute_loss)(batch)) for model in (plain, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert losses[1] < np.log(CANDIDATES) - 1.0
 
 
 def test_tensorboard_gets_scalars_histograms_and_the_projector(made, tmp_path, monkeypatch):

@@ -24,8 +24,9 @@ from pathlib import Path
 import lockstep
 import tensorflow as tf
 devices, made, work, out, settings = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5:]
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+if devices > 1:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
 import json
 import numpy as np
 from lockstep.model_sections import ModelSection, TrainSection
@@ -111,6 +112,15 @@ def test_two_workers_have_the_loss_curve_of_one_device_and_the_chief_writes(made
         "step-10.json", "step-20.json"
     ]  # fmt: skip
     assert len(list((tmp_path / "work" / "tensorboard").glob("events*"))) == 1
+
+
+def test_half_precision_and_xla_have_the_loss_curve_to_their_precision(made, one_device, tmp_path):
+    settings = {"mixed_precision": True, "xla": True}
+    dump = f"--xla_dump_to={tmp_path / 'hlo'}"
+    finish(begin(made, tmp_path / "work", tmp_path / "out.npz", 1, settings, XLA_FLAGS=dump))
+    np.testing.assert_allclose(np.load(tmp_path / "out.npz")["losses"], one_device["losses"], rtol=0.02)
+    compiled = [path.read_text() for path in (tmp_path / "hlo").glob("*before_optimizations.txt")]
+    assert any("bf16[50," in text or "bf16[100," in text for text in compiled)
 
 
 def test_tf_config_says_who_is_the_chief(monkeypatch):

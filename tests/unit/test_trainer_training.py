@@ -246,7 +246,7 @@ def test_a_tag_that_promises_more_records_than_there_are_is_found_out(made, tmp_
         open_artifact(made.examples, Kind.EXAMPLES), features, batch_size=128, shuffle_buffer=99, seed=1
     )
     model = TwoTowerModel(*build_towers(features, MODEL, 1), records.candidates, MODEL, TRAIN)
-    more = replace(records, rows=5_000)
+    more = replace(records, kept=5_000)
     with pytest.raises(TrainingError, match="epoch 1 ended after step 31 of 39"):
         TrainingLoop(model, more, TRAIN, tmp_path).run()
 
