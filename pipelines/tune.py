@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def tune(config: Config, root: Path, seed: int, say: Callable[[str], None]) -> s
     """
     from trainer import tune as job
 
+    logging.basicConfig(format="%(message)s")  # to stderr: what is found can go into a file
+    logging.getLogger(job.__name__).setLevel(logging.INFO)
     facts = json.dumps([config.data.to_dict(), config.schema_.digest], sort_keys=True)
     folder = root / "tune" / hashlib.sha256(facts.encode()).hexdigest()[:12]
     if (folder / "examples" / TAG_FILE).exists():

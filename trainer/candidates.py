@@ -109,7 +109,7 @@ def _padded(values: NDArray[np.generic]) -> NDArray[np.generic]:
 def _read(path: Path, width: int, dtype: str) -> NDArray[np.generic]:
     try:
         values: NDArray[np.generic] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise CorruptArtifactError(path, repr(error), "an array of encoded candidates") from error
     wanted = "int32" if dtype == "int64" else dtype
     if values.ndim != 2 or values.shape[1] != width or str(values.dtype) != wanted:

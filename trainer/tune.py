@@ -13,8 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,8 @@ from lockstep.errors import ConfigError, TrainingError
 from lockstep.model_sections import ModelSection, Range, TrainSection, TuneSection
 from lockstep.storage import write_atomically
 from lockstep.tags import Artifact, Kind, open_artifact
-from trainer.encoding import check_same_features
+from trainer.encoding import check_same_features, check_same_origin
+from trainer.evaluation.queries import read_catalogue, read_queries
 from trainer.task import train_model
 from trainer.validation import open_validation
 
@@ -59,12 +62,12 @@ class Best:
 
     def toml(self) -> str:
         """The settings as they stand in a configuration file."""
-        lines = []
-        for section in ("model", "train"):
-            keys = {name.partition(".")[2]: value for name, value in self.settings.items() if name.startswith(section)}
-            kept = [f"{key} = {json.dumps(value)}" for key, value in sorted(keys.items()) if value != UNSET]
-            lines += [f"[{section}]", *kept, ""] if kept else []
-        return "\n".join(lines)
+        tables: dict[str, list[str]] = {}
+        for name, value in sorted(self.settings.items()):
+            table, _, key = name.rpartition(".")
+            line = f"# without {key}" if value == UNSET else f"{key} = {json.dumps(value)}"
+            tables.setdefault(table, []).append(line)
+        return "\n".join(f"[{table}]\n" + "".join(f"{line}\n" for line in lines) for table, lines in tables.items())
 
 
 def run(
@@ -89,8 +92,9 @@ def run(
         model, train: what is tuned; keys that the search does not name stay as they are.
 
     Raises:
-        ConfigError: a choice that its key does not take, or a journal of another search.
-        TrainingError: there is no validation split to judge by, or every trial failed.
+        ConfigError: a choice that its key does not take, no validation query to judge by, or another search's journal.
+        InputMismatchError: the inputs were not made together.
+        TrainingError: the configuration itself cannot be trained, or every trial failed.
 
     Reference: Bergstra et al., "Algorithms for hyper-parameter optimization" (TPE), NeurIPS 2011.
     """
@@ -99,14 +103,15 @@ def run(
     )
     search.check(tune)
     work.mkdir(parents=True, exist_ok=True)
-    study = _open_study(work, tune, seed)
+    study = _open_study(work, search.identity(tune, seed))
     if "start" not in study.user_attrs:
         _log.info("the configuration as it is:")
         study.set_user_attr("start", search.measure({}))
+        search.drop_checkpoints()
     while (done := len(_ended(study))) < tune.trials:
-        # A seed a trial, so that a search that goes on does not begin its random numbers again.
-        study.sampler = optuna.samplers.TPESampler(seed=seed + done, multivariate=True, n_startup_trials=_RANDOM_TRIALS)
+        study.sampler = _sampler(seed, done)
         study.optimize(lambda trial: search.objective(trial, tune), n_trials=1, catch=(TrainingError,))
+        search.drop_checkpoints()
         _report(study, work)
     return _best(study)
 
@@ -123,24 +128,32 @@ class _Search:
 
     def check(self, tune: TuneSection) -> None:
         """Refuse, before anything is trained, what some trial would be refused for."""
-        if not any((self.examples.path / "validation").glob("part-*.parquet")):
+        check_same_origin(self.examples, self.preprocessing)
+        if not len(read_queries(self.examples / "validation", read_catalogue(self.examples))):
             raise ConfigError(
                 f"{self.examples.path} has no validation queries to judge by: raise [data] validation_share or "
                 "holdout_share, or set validation_from"
             )
         for name, choices in tune.parameters.items():
-            values = (choices.low, choices.high) if isinstance(choices, Range) else choices
-            for value in values:
+            for value in _extremes(choices) if isinstance(choices, Range) else choices:
                 self.sections({name: value})
+
+    def identity(self, tune: TuneSection, seed: int) -> str:
+        """What a search must have in common with the one whose journal it goes on with."""
+        digests = [self.examples.tag.digest, self.preprocessing.tag.digest]
+        facts = [digests, self.model.to_dict(), self.train.to_dict(), tune.to_dict()["parameters"], seed]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def sections(self, settings: Mapping[str, Any]) -> tuple[ModelSection, TrainSection]:
         """The configuration's sections with some of their keys replaced."""
         raw = {"model": self.model.to_dict(), "train": self.train.to_dict()}
         for name, value in settings.items():
             *parents, key = name.split(".")
-            target: dict[str, Any] = raw
+            target: Any = raw
             for parent in parents:
-                target = target.setdefault(parent, {})
+                target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+            if not isinstance(target, dict):
+                raise ConfigError(f"[tune.parameters] {name!r} names no key: {'.'.join(parents)} is none that has keys")
             target.pop(key, None)
             if value != UNSET:
                 target[key] = value
@@ -151,7 +164,11 @@ class _Search:
         settings = {name: _suggest(trial, name, choices) for name, choices in tune.parameters.items()}
         trial.set_user_attr("settings", settings)
         _log.info("trial %d of %d: %s", trial.number + 1, tune.trials, settings)
-        return self.measure(settings)
+        try:
+            return self.measure(settings)
+        except TrainingError as error:
+            _log.warning("trial %d failed: %s", trial.number + 1, error)
+            raise
 
     def measure(self, settings: Mapping[str, Any]) -> float:
         """Train with settings, and return the recall on the validation split."""
@@ -164,23 +181,45 @@ class _Search:
         validation = open_validation(self.examples, self.preprocessing, features, trained.candidates, train)
         assert validation is not None, "the search has looked"
         recall = validation.measure(trained.query_tower, trained.candidate_tower).recall
-        for checkpoints in ("checkpoints", "best"):
-            shutil.rmtree(folder / checkpoints, ignore_errors=True)
         _log.info("recall@%d %.4f in %.0f s", train.validation_k, recall, time.monotonic() - started)
         return recall
 
+    def drop_checkpoints(self) -> None:
+        """Remove what an ended trial, failed ones included, needs no more."""
+        for name in ("checkpoints", "best"):
+            for folder in (self.work / "trials").glob(f"*/{name}"):
+                shutil.rmtree(folder)
 
-def _open_study(work: Path, tune: TuneSection, seed: int) -> optuna.Study:
+
+def _extremes(range_: Range) -> tuple[float, ...]:
+    """Numbers that a key must take if it is to take all of a range."""
+    if isinstance(range_.low, int) and isinstance(range_.high, int):
+        return range_.low, range_.high
+    # The second is no whole number, which a key of whole ones must not be given.
+    return range_.low, math.nextafter(range_.low, range_.high), range_.high
+
+
+def _sampler(seed: int, done: int) -> optuna.samplers.TPESampler:
+    """A seed a trial, so that a search that goes on does not begin its random numbers again."""
+    digest = hashlib.sha256(f"{seed} {done}".encode()).digest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate
+        return optuna.samplers.TPESampler(
+            seed=int.from_bytes(digest[:4]), multivariate=True, n_startup_trials=_RANDOM_TRIALS
+        )
+
+
+def _open_study(work: Path, identity: str) -> optuna.Study:
     """The journal's study, whose killed trial is tried again."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial is logged here, without its traceback
     storage = JournalStorage(JournalFileBackend(str(work / "trials.log")))
     study = optuna.create_study(storage=storage, study_name="tune", direction="maximize", load_if_exists=True)
-    wanted = json.dumps([seed, tune.to_dict()["parameters"]], sort_keys=True)
-    if study.user_attrs.get("search", wanted) != wanted:
+    if study.user_attrs.get("search", identity) != identity:
         raise ConfigError(
-            f"{work} holds a search of other parameters or another seed: remove it, or name another folder"
+            f"{work} holds a search of other examples, settings or parameters, or of another seed: "
+            "remove it, or name another folder"
         )
-    study.set_user_attr("search", wanted)
+    study.set_user_attr("search", identity)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.enqueue_trial(trial.params)
         study.tell(trial.number, state=TrialState.PRUNED)

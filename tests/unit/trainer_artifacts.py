@@ -6,6 +6,7 @@ Popularity cannot tell the groups apart, so whatever beats it by far has learnt 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,14 +87,19 @@ class Artifacts:
     entities: Path
 
 
-def make_artifacts(root: Path, *, seed: int = 1, rows: int = 4_000, queries: int = 60, run: str = "run-1") -> Artifacts:
+def make_artifacts(
+    root: Path, *, seed: int = 1, rows: int = 4_000, queries: int = 60, run: str = "run-1", oldest_days: float = 1.0
+) -> Artifacts:
+    """Training examples are evenly as old as up to `oldest_days`."""
     rng = np.random.default_rng(seed)
     made = Artifacts(root / "examples", root / "preprocessing", root / "entities")
     for path in (made.examples, made.preprocessing, made.entities):
         path.mkdir(parents=True)
     _write_preprocessing(made.preprocessing, run)
     _write_entities(made.entities, run)
-    _write_examples(made, rng, rows, queries, run)
+    # Numbers of their own, so that the rest does not depend on how old the examples are.
+    ages = np.random.default_rng(seed + 1).uniform(0.0, oldest_days, rows).astype(np.float32)
+    _write_examples(made, rng, ages, queries, run)
     return made
 
 
@@ -181,8 +187,8 @@ def _write_entities(path: Path, run: str) -> None:
     write_tag(path, Kind.ENTITIES, run=run, schema=SCHEMA.digest, rows=CANDIDATES)
 
 
-def _write_examples(made: Artifacts, rng: np.random.Generator, rows: int, queries: int, run: str) -> None:
-    path = made.examples
+def _write_examples(made: Artifacts, rng: np.random.Generator, ages: np.ndarray, queries: int, run: str) -> None:
+    path, rows = made.examples, len(ages)
     share = popularity()
     within = share[:PER_GROUP] / share[:PER_GROUP].sum()
     encode = tf.saved_model.load(str(made.preprocessing / "candidate")).signatures["serving_default"]
@@ -197,11 +203,13 @@ def _write_examples(made: Artifacts, rng: np.random.Generator, rows: int, querie
     for name, values in (("candidate_track", tracks), ("candidate_title", titles), ("query_history", tracks)):
         np.save(path / "candidates" / f"{name}.npy", values.astype(np.int32))
     (path / "train").mkdir()
+    events: list[tuple[int, int, float]] = []
     for shard in range(2):
         name = str(path / "train" / f"part-{shard:05d}-of-00002.tfrecord.gz")
         with tf.io.TFRecordWriter(name, tf.io.TFRecordOptions(compression_type="GZIP")) as writer:
-            for _ in range(rows // 2):
+            for row in range(shard, rows, 2):
                 *history, label = draw(rng.integers(2, LENGTH + 2))
+                events += [(row, int(c), float(ages[row]) + days) for days, c in enumerate((label, *history[::-1]))]
                 padded = [h + 1 for h in history] + [0] * (LENGTH - len(history))
                 writer.write(
                     _example(
@@ -209,12 +217,14 @@ def _write_examples(made: Artifacts, rng: np.random.Generator, rows: int, querie
                         {
                             "query/mood": [rng.normal()],
                             "sampling_probability": [share[label]],
-                            "age_days": [1.0],
+                            "age_days": [ages[row]],
                             "weight": [1.0],
                         },
                         int(label),
                     )
                 )
+    (path / "ages.json").write_text(json.dumps(sorted(Counter(int(age) for age in ages).items())))
+    _write_interactions(path, events)
     for split in ("validation", "test"):
         (path / split).mkdir()
         drawn = [draw(8) for _ in range(queries)]
@@ -237,6 +247,14 @@ def _write_examples(made: Artifacts, rng: np.random.Generator, rows: int, querie
     (path / "features.json").write_text(json.dumps(FEATURES))
     (path / "schema.json").write_bytes(SCHEMA.to_json())
     write_tag(path, Kind.EXAMPLES, run=run, schema=SCHEMA.digest, rows=rows)
+
+
+def _write_interactions(path: Path, events: list[tuple[int, int, float]]) -> None:
+    """Each example's label and past, a day between two of them."""
+    types = {"query": pa.int32(), "candidate": pa.int32(), "age_days": pa.float32()}
+    columns = zip(*events, strict=True) if events else ((), (), ())
+    table = {name: pa.array(values, types[name]) for name, values in zip(types, columns, strict=True)}
+    pq.write_table(pa.table(table), path / "interactions.parquet")
 
 
 def _example(ids: dict[str, list[int]], floats: dict[str, list[float]], index: int) -> bytes:
