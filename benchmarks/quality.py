@@ -96,7 +96,9 @@ class Task:
     prepare: Callable[[duckdb.DuckDBPyConnection, Path, Path, bool], tuple[datetime, Asked]]
 
 
-def retail_events(db: duckdb.DuckDBPyConnection, data: Path, work: Path, validate: bool, where: str) -> datetime:
+def retail_events(
+    db: duckdb.DuckDBPyConnection, data: Path, work: Path, validate: bool, where: str, name: str
+) -> datetime:
     """Write the events and candidates that the data step reads, and the table `event` of them; return the cut."""
     cut, end = (
         (datetime(2011, 8, 15), datetime(2011, 10, 1)) if validate else (datetime(2011, 10, 1), datetime(2012, 1, 1))
@@ -105,14 +107,14 @@ def retail_events(db: duckdb.DuckDBPyConnection, data: Path, work: Path, validat
         f"CREATE TABLE event AS SELECT * FROM read_parquet('{data}/transactions.parquet') WHERE ts < ? AND {where}",
         [end],
     )
-    db.execute(f"COPY (SELECT * FROM event) TO '{work}/transactions.parquet'")
+    db.execute(f"COPY (SELECT * FROM event) TO '{work}/{name}.parquet'")
     db.execute(f"COPY (SELECT * FROM read_csv('{data}/items.csv', all_varchar = true)) TO '{work}/items.csv' (HEADER)")
     db.execute("CREATE TABLE known AS SELECT DISTINCT item_id FROM event WHERE ts < ?", [cut])
     return cut
 
 
 def prepare_baskets(db: duckdb.DuckDBPyConnection, data: Path, work: Path, validate: bool) -> tuple[datetime, Asked]:
-    cut = retail_events(db, data, work, validate, "TRUE")
+    cut = retail_events(db, data, work, validate, "TRUE", "transactions")
     rows = db.execute(
         """
         WITH line AS (
@@ -131,7 +133,7 @@ def prepare_baskets(db: duckdb.DuckDBPyConnection, data: Path, work: Path, valid
 
 
 def prepare_customers(db: duckdb.DuckDBPyConnection, data: Path, work: Path, validate: bool) -> tuple[datetime, Asked]:
-    cut = retail_events(db, data, work, validate, "customer_id <> 0")
+    cut = retail_events(db, data, work, validate, "customer_id <> 0", "customers")
     rows = db.execute(
         """
         WITH taken AS (

@@ -21,7 +21,7 @@ FIRST_ID = 2
 """The id of the most frequent value; 0 is missing and 1 unknown."""
 TOWERS = ("query", "candidate")
 
-_FLOATS = {"numeric": 2, "timestamp": 6, "numeric_sequence": 3}
+_FLOATS = {"numeric": 2, "numeric_sequence": 3}
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,8 @@ def _encoded(schema: Schema, tower: str, name: str, vocabularies: Mapping[str, S
 def _length(feature: Feature) -> int:
     if feature.type == "vector":
         return feature.size
+    if feature.type == "timestamp":
+        return 2 * len(feature.cycles)
     if feature.type == "text":
         return feature.max_tokens
     if feature.type == "id_sequence":

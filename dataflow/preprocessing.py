@@ -109,7 +109,7 @@ class TowerPreprocessing(tf.Module):
         if feature.type == "numeric":
             return _numeric(raw, feature.log, self._statistics[name])
         if feature.type == "timestamp":
-            return _timestamp(raw)
+            return _timestamp(raw, feature.cycles)
         if feature.type == "vector":
             return tf.where(tf.math.is_finite(raw), raw, 0.0)
         if feature.type == "id_sequence":
@@ -249,8 +249,8 @@ def _numeric_sequence(raw: tf.Tensor, log: bool, length: int, statistics: Statis
     return tf.cast(tf.stack([mean, last * (1.0 - missing), missing], axis=1), tf.float32)
 
 
-def _timestamp(seconds: tf.Tensor) -> tf.Tensor:
-    """[batch] int64 seconds since 1970 -> [batch, 6]: sine and cosine of minute of day, day of week, day of year.
+def _timestamp(seconds: tf.Tensor, cycles: Sequence[str]) -> tf.Tensor:
+    """[batch] int64 seconds since 1970 -> [batch, 2 * cycles]: sine and cosine of the place in each cycle.
 
     The circles are tables: the same bits on every machine, and no trigonometry while serving.
     """
@@ -258,12 +258,12 @@ def _timestamp(seconds: tf.Tensor) -> tf.Tensor:
     days = tf.math.floordiv(seconds, 86_400)
     minute = tf.math.floordiv(tf.math.floormod(seconds, 86_400), 60)
     weekday = tf.math.floormod(days + 3, 7)  # 1970-01-01 was a Thursday; Monday is 0
-    circles = (
-        tf.gather(_circle(1_440), minute),
-        tf.gather(_circle(7), weekday),
-        tf.gather(_circle(366), _day_of_year(days)),
-    )
-    return tf.where(present[:, tf.newaxis], tf.concat(circles, axis=1), 0.0)
+    circles = {
+        "day": tf.gather(_circle(1_440), minute),
+        "week": tf.gather(_circle(7), weekday),
+        "year": tf.gather(_circle(366), _day_of_year(days)),
+    }
+    return tf.where(present[:, tf.newaxis], tf.concat([circles[cycle] for cycle in cycles], axis=1), 0.0)
 
 
 def _circle(steps: int) -> NDArray[np.float32]:

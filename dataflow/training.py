@@ -102,7 +102,8 @@ def write_training_rows(
         window=data.window,
         query_counts=schema.counts("query"),
         newest=newest["newest"],
-        weight=_weight(warehouse, data),
+        weight=f"{_weight(warehouse, data)}{_balance(warehouse, data)}",
+        balance=data.balance > 0,
         seed=data.seed,
         shards=shards,
     )
@@ -164,6 +165,14 @@ def _catalogue(warehouse: Warehouse, cuts: Cuts, examples: Path, work: Path) -> 
         file, examples / "catalogue.parquet", lambda rows: order.check(rows).select(_CATALOGUE.names).cast(_CATALOGUE)
     )
     return candidates
+
+
+def _balance(warehouse: Warehouse, data: DataSection) -> str:
+    """SQL of what an example's weight is multiplied by, so that entities with many examples do not rule."""
+    if not data.balance:
+        return ""
+    mean = warehouse.rows(render("balance", balance=data.balance))[0]["mean"]
+    return f" * POW(counted.examples, {-data.balance!r}) / {float(f'{mean:.7g}')!r}"
 
 
 def _interactions(warehouse: Warehouse, newest: datetime, stage: Stage, examples: Path, work: Path) -> None:

@@ -121,6 +121,9 @@ class DataSection(Section):
     """Events of less engagement, or of none, are no positives: neither labels nor targets nor history."""
     engagement_weight: Literal["none", "linear", "log"] = "none"
     """How an example's weight grows with its engagement; the weights' mean is 1."""
+    balance: float = Field(0.0, ge=0, le=1)
+    """How much less an example weighs, the more of them its query entity has: by their number to the power of minus
+    this. With 1 all entities weigh the same, with 0 all examples do."""
     max_age_days: float | None = Field(None, gt=0)
     """Labels this much older than the validation cut are left out; histories still have them."""
     warehouse: Literal["duckdb", "bigquery"] = "duckdb"

@@ -115,9 +115,14 @@ class NumericFeature(_Feature):
 
 
 class TimestampFeature(_Feature):
-    """A moment, as sine and cosine of hour of day, day of week and day of year (UTC)."""
+    """A moment, as sine and cosine of its place in the day, the week and the year (UTC).
+
+    A model knows only the moments that it was trained with. Where embeddings are made at an hour or on a day at which
+    nothing ever happens, leave that cycle out.
+    """
 
     type: Literal["timestamp"] = "timestamp"
+    cycles: tuple[Literal["day", "week", "year"], ...] = Field(("day", "week", "year"), min_length=1)
 
 
 class VectorFeature(_Feature):

@@ -46,6 +46,9 @@ example AS (
     ) AS order_hash
   FROM label
   JOIN catalogue ON catalogue.candidate_id = label.candidate_id
+{% if balance %}
+  JOIN training_entities AS counted ON counted.query_id = label.query_id
+{% endif %}
 {% if query %}
   JOIN queries_now AS entity ON entity.query_id = label.query_id
 {% endif %}

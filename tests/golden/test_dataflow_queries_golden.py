@@ -282,7 +282,12 @@ def test_the_catalogue_counts_what_was_known_when(warehouse: Warehouse) -> None:
 
 
 def training(
-    warehouse: Warehouse, max_history: int, *, pairing: str = "next_event", weight: str = "CAST(1 AS FLOAT64)"
+    warehouse: Warehouse,
+    max_history: int,
+    *,
+    pairing: str = "next_event",
+    weight: str = "CAST(1 AS FLOAT64)",
+    balance: bool = False,
 ) -> list[dict[str, Any]]:
     """Training rows, with the candidates' ids in place of their indices."""
     query = query_features(SCHEMA, warehouse.schema("queries_now"), moment="label.event_time")
@@ -297,6 +302,7 @@ def training(
         query_counts=SCHEMA.counts("query"),
         newest=day(3),
         weight=weight,
+        balance=balance,
         seed=1,
         shards=10,
     )
@@ -351,11 +357,19 @@ def test_training_examples_without_a_past(warehouse: Warehouse) -> None:
         query_counts=(),
         newest=day(3),
         weight="CAST(1 AS FLOAT64)",
+        balance=False,
         seed=1,
         shards=1,
     )
     found = sorted((row["query_id"], row["candidate_index"], row["shard"]) for row in warehouse.rows(sql))
     assert found == [("ann", 0, 0), ("ann", 1, 0), ("ann", 2, 0)]
+
+
+def test_label_ages_are_whole_days_before_the_newest(warehouse: Warehouse) -> None:
+    found = rows(warehouse, render("label_ages", newest=day(3)))
+    assert sum(examples for _, examples in found) == len(training(warehouse, 2))
+    ages = sorted(int(row["age_days"]) for row in training(warehouse, 2))
+    assert [int(age) for age, examples in found for _ in range(int(examples))] == ages
 
 
 def test_known_candidates_stand_in_the_order_of_their_index(warehouse: Warehouse) -> None:
@@ -384,6 +398,18 @@ def test_an_example_weighs_by_its_engagement_and_the_mean_where_it_is_unknown(wa
         0.5,
         1,
     ]
+
+
+@pytest.mark.parametrize("paired", ["co_occurrence"], indirect=True)
+def test_an_example_weighs_less_where_its_entity_has_many(warehouse: Warehouse, paired: str) -> None:
+    # ann has four examples, each of 4 ** -0.5, and bob two: the mean of the six is (4 / 2 + 2 / sqrt(2)) / 6.
+    warehouse.create("training_entities", render("training_entities"))
+    ((mean,),) = rows(warehouse, render("balance", balance=0.5))
+    assert mean == pytest.approx((2 + math.sqrt(2)) / 6)
+    weight = "CAST(1 AS FLOAT64) * POW(counted.examples, -0.5)"
+    found = training(warehouse, 2, pairing=paired, weight=weight, balance=True)
+    warehouse.create("training_entities", "SELECT 'ann' AS query_id, 3 AS examples")  # as the other tests know it
+    assert [row["weight"] for row in found] == pytest.approx([0.5] * 4 + [math.sqrt(0.5)] * 2)
 
 
 @pytest.mark.parametrize("paired", ["co_occurrence"], indirect=True)

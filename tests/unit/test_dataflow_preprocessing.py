@@ -32,6 +32,7 @@ SCHEMA = Schema.model_validate(
             },
             "prices": {"type": "numeric_sequence", "columns": ["history.price"], "max_length": 2},
             "when": {"type": "timestamp", "columns": ["event_time"]},
+            "season": {"type": "timestamp", "columns": ["event_time"], "cycles": ["year"]},
             "country": {"type": "categorical", "encoding": "hash", "size": 7, "dim": 4},
         },
         "candidate": {
@@ -98,6 +99,7 @@ def query(saved: Path, **values: list[Any]) -> dict[str, Any]:
         "titles": [[b""]] * rows,
         "prices": [[np.nan]] * rows,
         "when": [MISSING_TIME] * rows,
+        "season": [MISSING_TIME] * rows,
         "country": [b""] * rows,
     }
     return call(saved, "query", missing | values)
@@ -195,6 +197,12 @@ def test_moments_become_points_on_three_circles(saved: Path) -> None:
         [0, 0, 0, 0, 0, 0],
     ]
     assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_a_moment_has_the_cycles_that_are_asked_for(saved: Path) -> None:
+    monday = int(dt.datetime(2024, 12, 30, 6, tzinfo=dt.UTC).timestamp())
+    december = 2 * math.pi * 364 / 366
+    assert np.allclose(query(saved, season=[monday])["season"], [[math.sin(december), math.cos(december)]], atol=1e-6)
 
 
 def test_day_of_year_agrees_with_the_calendar() -> None:
