@@ -12,6 +12,7 @@ Days are of January 2024. Used events, by entity, as (candidate, day):
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -363,6 +364,18 @@ def test_training_examples_without_a_past(warehouse: Warehouse) -> None:
     )
     found = sorted((row["query_id"], row["candidate_index"], row["shard"]) for row in warehouse.rows(sql))
     assert found == [("ann", 0, 0), ("ann", 1, 0), ("ann", 2, 0)]
+
+
+def test_interactions_are_what_training_may_see_by_entity(warehouse: Warehouse) -> None:
+    found = warehouse.rows(render("interactions", newest=day(3), entities_of_million=1_000_000))
+    ids = [row[0] for row in rows(warehouse, "SELECT candidate_id FROM catalogue ORDER BY candidate_index")]
+    by_entity: dict[int, list[str]] = {}
+    for row in found:
+        by_entity.setdefault(row["query"], []).append(ids[row["candidate"]])
+    # Of the first 15 hexadecimal digits of MD5: bob's events of day 4 are not training's.
+    numbers = {name: int(hashlib.md5(name.encode()).hexdigest()[:15], 16) for name in ("ann", "bob")}
+    assert by_entity == {numbers["ann"]: ["a", "b", "c", "d"], numbers["bob"]: ["b", "c"]}
+    assert warehouse.rows(render("interactions", newest=day(3), entities_of_million=0)) == []
 
 
 def test_label_ages_are_whole_days_before_the_newest(warehouse: Warehouse) -> None:
