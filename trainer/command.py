@@ -100,6 +100,8 @@ def main(
     given = (warm_start_query_tower, warm_start_candidate_tower, warm_start_preprocessing)
     try:
         loaded = load_config(config)
+        if loaded.train.warm_start and not any(given):
+            click.echo("[train] warm_start is set, and no --warm-start artifacts are given: a cold start")
         task.run(
             examples=examples,
             preprocessing=preprocessing,

@@ -123,6 +123,8 @@ def test_best_counts_the_epochs_since():
     best = Best()
     assert [best.add(recall, step) for step, recall in enumerate([0.0, 0.2, 0.2, 0.1])] == [True, True, False, False]
     assert (best.recall, best.step, best.epochs_since) == (0.2, 1, 2)
+    assert best.add(0.3, 4)
+    assert (best.recall, best.step, best.epochs_since) == (0.3, 4, 0)
 
 
 def test_the_average_is_what_remains_and_survives_a_restart(made, tmp_path, monkeypatch):
