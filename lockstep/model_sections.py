@@ -75,9 +75,11 @@ class TrainSection(Section):
     data step, or estimated while training (Yi et al. 2019)."""
     sample_history: float = Field(0.0, ge=0, le=1)
     """Share of the examples of which a random part of the history is seen, and not all of it."""
+    sample_at_most: int | None = Field(None, ge=1)
+    """Such a part has at most so many elements: about as many as the queries that are to come."""
     find_hidden: bool = False
-    """With the full softmax, what `sample_history` hides of a history is to be found, as the label is: for pairings in
-    which the history has no order, a whole basket is learnt from with every example."""
+    """What `sample_history` hides of a history is to be found, as the label is, so that an example teaches as much as
+    all that its history goes with. Takes the full softmax."""
     unknown_id_share: float = Field(0.0, ge=0, lt=1)
     """Share of candidate ids that training hides, so that the other features carry candidates it has never seen."""
     average_weights: float | None = Field(None, gt=0, lt=1)
@@ -102,6 +104,15 @@ class TrainSection(Section):
     """Records among which the next one is drawn; about 500 bytes of memory each."""
     checkpoint_every_steps: int = Field(500, ge=1)
     seed: int = 1
+
+    @model_validator(mode="after")
+    def _hidden_can_be_found(self) -> TrainSection:
+        if self.find_hidden and (self.negatives in ("in_batch", "mixed") or not self.sample_history):
+            raise ValueError(
+                f"find_hidden takes the full softmax and a sampled history, found negatives = {self.negatives!r} and "
+                f"sample_history = {self.sample_history}"
+            )
+        return self
 
 
 class EvaluateSection(Section):

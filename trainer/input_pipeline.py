@@ -45,6 +45,7 @@ class TrainingRecords:
         batch_size: records a step, of all replicas; every batch is full, the rest of an epoch is left out.
         shuffle_buffer: records among which the next is drawn; all of them where they fit.
         sample_history: share of the records of which a batch shows a random part of the past.
+        sample_at_most: elements that such a part has at most; None for any number.
         find_hidden: whether what is not shown of a past is to be found.
         seed: decides the order and the parts.
     """
@@ -61,6 +62,7 @@ class TrainingRecords:
     batch_size: int
     shuffle_buffer: int
     sample_history: float
+    sample_at_most: int | None
     find_hidden: bool
     seed: int
 
@@ -133,7 +135,7 @@ class TrainingRecords:
             parsed["sampling_probability"] = tf.gather(self.probability, parsed["candidate_index"])
         hidden = past[:, :0]
         if self.sample_history:
-            shown = sample_past(past, self.sample_history, seed)
+            shown = sample_past(past, self.sample_history, seed, self.sample_at_most)
             hidden, past = tf.where(shown > 0, tf.zeros_like(past), past) if self.find_hidden else hidden, shown
         query = self.candidates.past(past)
         candidate = self.candidates.features(parsed["candidate_index"])
@@ -143,7 +145,7 @@ class TrainingRecords:
         return {"query": query, "candidate": candidate, "past": past, "hidden": hidden, **parsed}
 
 
-def sample_past(past: tf.Tensor, share: float, seed: tf.Tensor) -> tf.Tensor:
+def sample_past(past: tf.Tensor, share: float, seed: tf.Tensor, at_most: int | None = None) -> tf.Tensor:
     """Show a random part of some pasts: of n elements k, where log(k) is uniform up to log(n), and any k of them.
 
     A query may come with two candidates of its past or with twenty, and a model that has seen only whole pasts is lost
@@ -153,6 +155,7 @@ def sample_past(past: tf.Tensor, share: float, seed: tf.Tensor) -> tf.Tensor:
         past: [batch, width], 0 where nothing stands.
         share: of the rows that show a part; the others show all.
         seed: [2] int64; the same gives the same.
+        at_most: k is no larger.
 
     Returns:
         [batch, width] with the elements that are not shown replaced by 0; at least one is shown of what has any.
@@ -162,7 +165,8 @@ def sample_past(past: tf.Tensor, share: float, seed: tf.Tensor) -> tf.Tensor:
     present = past > 0
     count = tf.reduce_sum(tf.cast(present, tf.float32), axis=1, keepdims=True)
     draws = tf.random.stateless_uniform([tf.shape(past)[0], 2], seed)
-    shown = tf.floor(tf.pow(count + 1.0, draws[:, :1]))
+    most = count if at_most is None else tf.minimum(count, float(at_most))
+    shown = tf.floor(tf.pow(most + 1.0, draws[:, :1]))
     shown = tf.where(draws[:, 1:] < share, shown, count)
     keys = tf.random.stateless_uniform(tf.shape(past), seed + 1)
     rank = tf.argsort(tf.argsort(tf.where(present, keys, 2.0), axis=1), axis=1)
@@ -177,6 +181,7 @@ def open_training_records(
     shuffle_buffer: int,
     seed: int,
     sample_history: float = 0.0,
+    sample_at_most: int | None = None,
     find_hidden: bool = False,
     half_life_days: float | None = None,
 ) -> TrainingRecords:
@@ -217,6 +222,7 @@ def open_training_records(
         min(batch_size, kept),
         shuffle_buffer,
         sample_history,
+        sample_at_most,
         find_hidden,
         seed,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from lockstep.errors import ConfigError
 from lockstep.model_sections import TrainSection
 from trainer.candidates import CandidateTable
 from trainer.frequency import GivenFrequency, StreamingFrequency
@@ -116,6 +117,11 @@ def build_negatives(candidates: CandidateTable, train: TrainSection) -> FullCata
         kind = "full" if candidates.rows <= train.full_softmax_max else "mixed"
     if kind == "full":
         return FullCatalogue(candidates)
+    if train.find_hidden:
+        raise ConfigError(
+            f"[train] find_hidden takes the full softmax, which is not taken for {candidates.rows:,} candidates, "
+            f"more than full_softmax_max = {train.full_softmax_max:,}: raise that, or leave find_hidden out"
+        )
     frequency: GivenFrequency | StreamingFrequency | None = None
     if train.logq == "data":
         frequency = GivenFrequency(candidates.rows)

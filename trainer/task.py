@@ -117,6 +117,7 @@ def train_model(
             shuffle_buffer=train.shuffle_buffer,
             seed=train.seed,
             sample_history=train.sample_history,
+            sample_at_most=train.sample_at_most,
             find_hidden=train.find_hidden,
             half_life_days=train.half_life_days,
         )

@@ -8,6 +8,7 @@ import pytest
 
 from lockstep.config import DataSection, IndexSection, load_config, parse_schema, parse_section
 from lockstep.errors import ConfigError, LockstepError, SchemaError
+from lockstep.model_sections import TrainSection
 from lockstep.schema import Schema
 
 BASE = """
@@ -121,3 +122,12 @@ def test_what_the_schema_derives() -> None:
 def test_errors_of_the_schema_are_schema_errors(tmp_path: Path) -> None:
     with pytest.raises(SchemaError):
         load(tmp_path, BASE.replace('"track"', '"trak"'))
+
+
+@pytest.mark.parametrize(
+    "train", [{"find_hidden": True}, {"find_hidden": True, "sample_history": 1.0, "negatives": "mixed"}]
+)
+def test_what_is_hidden_can_only_be_found_by_the_full_softmax(train: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"the TrainSection parameter: .*find_hidden takes the full softmax"):
+        parse_section(TrainSection, train)
+    assert parse_section(TrainSection, {"find_hidden": True, "sample_history": 1.0}).find_hidden

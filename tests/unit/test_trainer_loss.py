@@ -239,3 +239,8 @@ def test_the_temperature_is_learnt_within_its_range():
 def test_a_temperature_that_cannot_be_learnt_is_refused():
     with pytest.raises(ConfigError, match=r"temperature is 2.0, and learn_temperature keeps it between 0.01 and 1.0"):
         given_model(Catalogue(np.zeros([10, 2])), temperature=2.0, learn=True)
+
+
+def test_what_is_hidden_is_not_silently_forgotten_where_the_catalogue_is_large():
+    with pytest.raises(ConfigError, match="not taken for 10 candidates, more than full_softmax_max = 9"):
+        given_model(Catalogue(np.zeros([10, 2])), find_hidden=True, sample_history=1.0, full_softmax_max=9)
