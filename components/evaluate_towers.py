@@ -18,7 +18,7 @@ def evaluate_towers(
     evaluation: Output[Metrics],
     report: Output[HTML],
 ) -> None:
-    """Measure the exported towers exactly, over the full catalogue, against popularity.
+    """Measure the exported towers exactly, over the full catalogue, against the baselines.
 
     Args:
         run: The run's id.

@@ -132,7 +132,7 @@ def mean_popularity(top: NDArray[np.int32], popularity: NDArray[np.floating]) ->
 
     Args:
         top: [queries, k] candidate indices, -1 for nothing.
-        popularity: [candidates] training events of each.
+        popularity: [candidates] training labels of each.
 
     Returns:
         [queries]; NaN where nothing is ranked.

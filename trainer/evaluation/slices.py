@@ -59,12 +59,12 @@ def standard_slices(queries: Queries, catalogue: Catalogue) -> list[Slice]:
 
 
 def popularity_thirds(count: NDArray[np.floating]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Head, torso and tail: the most popular candidates that take a third of the training events, the next, the rest.
+    """Head, torso and tail: the most popular candidates that take a third of the training labels, the next, the rest.
 
-    Candidates without any training event are in none of them.
+    Candidates without any training label are in none of them.
 
     Args:
-        count: [candidates] training events of each.
+        count: [candidates] training labels of each.
     """
     order = np.argsort(-count, kind="stable")
     before = np.cumsum(count[order], dtype=np.float64) - count[order]
