@@ -1,8 +1,8 @@
 """What a retrieval model has to beat: baselines that learn from who took what, and nothing else.
 
-Each learns from the events that training may see (`interactions.parquet`), scores by a query's whole history, and gets
-the best settings of a small grid, chosen by recall on the validation split. None can score a candidate that training has
-never seen; such scores tie at 0, and ties go to the lower index, which is the more popular candidate.
+Each learns from the events that training may see (`interactions.parquet`), scores by a query's whole history, and has
+the best settings of a small grid, by recall on the validation split. None can score a candidate that training has never
+seen; such scores tie at 0, and ties go to the lower index, which is the more popular candidate.
 """
 
 from __future__ import annotations
