@@ -24,7 +24,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -55,7 +55,7 @@ from trainer.evaluation.baselines import (
     read_interactions,
 )
 from trainer.evaluation.measures import measure
-from trainer.evaluation.queries import Queries, candidate_features, read_catalogue
+from trainer.evaluation.queries import Catalogue, Queries, candidate_features, read_catalogue
 from trainer.evaluation.ranking import HistorySums, Products, SameForAll, Scorer
 
 log = logging.getLogger("quality")
@@ -76,12 +76,14 @@ class Asked:
         targets: distinct.
         moments: when each query is asked.
         attributes: by column, a value a query.
+        cold: what the query took that was not known before the cut.
     """
 
     history: list[list[str]]
     targets: list[list[str]]
     moments: list[datetime]
     attributes: Mapping[str, list[Any]]
+    cold: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -119,17 +121,23 @@ def prepare_baskets(db: duckdb.DuckDBPyConnection, data: Path, work: Path, valid
         """
         WITH line AS (
           SELECT invoice, item_id, MIN(line) AS line, MIN(ts) AS ts, ANY_VALUE(country) AS country
-          FROM event SEMI JOIN known USING (item_id)
+          FROM event
           GROUP BY invoice, item_id
         )
-        SELECT LIST(item_id ORDER BY line) AS taken, MIN(ts) AS ts, ANY_VALUE(country) AS country
-        FROM line GROUP BY invoice HAVING MIN(ts) >= ? AND COUNT(*) >= 10 ORDER BY invoice
+        SELECT
+          LIST(item_id ORDER BY line) FILTER (is_known) AS taken,
+          MIN(ts) AS ts,
+          ANY_VALUE(country) AS country,
+          LIST(item_id) FILTER (NOT is_known) AS cold
+        FROM (SELECT *, item_id IN (SELECT item_id FROM known) AS is_known FROM line)
+        GROUP BY invoice HAVING MIN(ts) >= ? AND COUNT(*) FILTER (is_known) >= 10 ORDER BY invoice
         """,
         [cut],
     ).fetchall()
-    taken, moments, countries = zip(*rows, strict=True)
-    asked = Asked([t[:5] for t in taken], [t[5:] for t in taken], list(moments), {"country": list(countries)})
-    return cut, asked
+    taken, moments, countries, cold = zip(*rows, strict=True)
+    attributes = {"country": list(countries)}
+    found = [[t[:5] for t in taken], [t[5:] for t in taken], list(moments)]
+    return cut, Asked(*found, attributes, [of or [] for of in cold])
 
 
 def prepare_customers(db: duckdb.DuckDBPyConnection, data: Path, work: Path, validate: bool) -> tuple[datetime, Asked]:
@@ -241,6 +249,66 @@ def weighted_gram(interactions: Interactions, weights: NDArray[np.float32]) -> N
     return gram
 
 
+class ColdStart:
+    """Recall@100 of candidates first taken after the cut, ranked together with all that were known before it.
+
+    Args:
+        ids, titles: of every candidate.
+    """
+
+    def __init__(self, asked: Asked, ids: list[str], titles: list[str], catalogue: Catalogue) -> None:
+        self.place = {candidate: number for number, candidate in enumerate(ids)}
+        rows = [number for number, cold in enumerate(asked.cold) if cold]
+        self.rows = np.array(rows)
+        self.history = [np.array([self.place[c] for c in asked.history[row]]) for row in rows]
+        self.targets = [np.unique([self.place[c] for c in asked.cold[row]]) for row in rows]
+        taken = {candidate for of in asked.cold for candidate in of} | set(catalogue.ids.to_pylist())
+        self.is_ranked = np.array([candidate in taken for candidate in ids])
+        self.popular = np.zeros(len(ids), dtype=np.float32)
+        self.popular[[self.place[c] for c in catalogue.ids.to_pylist()]] = catalogue.popular_30d
+        self.is_warm = np.zeros(len(ids), dtype=bool)
+        self.is_warm[[self.place[c] for c in catalogue.ids.to_pylist()]] = True
+        self.words = [set((title or "").lower().split()) for title in titles]
+        self.category = np.array([(title or "?").lower().split()[-1:] or ["?"] for title in titles])[:, 0]
+
+    def recall(self, scores: Callable[[int], NDArray[np.float32]]) -> float:
+        """The mean over the queries of the share of their cold candidates in the top 100."""
+        found = []
+        for row, (history, targets) in enumerate(zip(self.history, self.targets, strict=True)):
+            of_all = np.where(self.is_ranked, scores(row), -np.inf)
+            of_all[history] = -np.inf
+            top = np.argpartition(-of_all, 100)[:100]
+            found.append(np.isin(targets, top).mean())
+        return float(np.mean(found))
+
+    def of_model(self, queries: NDArray[np.float32], candidates: NDArray[np.float32]) -> dict[str, float]:
+        cold = len({int(target) for targets in self.targets for target in targets})
+        found = self.recall(lambda row: candidates @ queries[self.rows[row]])
+        return {"recall@100": found, "queries": len(self.rows), "candidates": cold}
+
+    def of_baselines(self) -> dict[str, float]:
+        """Two ways to rank what nobody has taken yet: a category is the last word of the title, such as `mug`."""
+        of_category: dict[str, float] = {}
+        for category in set(self.category):
+            members = self.is_warm & (self.category == category)
+            of_category[category] = float(self.popular[members].mean()) if members.any() else 0.0
+        # What is new is as popular as its category is on average.
+        popular = np.where(self.is_warm, self.popular, [of_category[category] for category in self.category])
+
+        def within_category(row: int) -> NDArray[np.float32]:
+            return popular + 1e6 * np.isin(self.category, self.category[self.history[row]])
+
+        def similar_titles(row: int) -> NDArray[np.float32]:
+            seeds = [self.words[place] for place in self.history[row]]
+            overlap = [sum(len(words & of) / max(len(words | of), 1) for of in seeds) for words in self.words]
+            return np.array(overlap, dtype=np.float32) * (popular + 1e-3)
+
+        return {
+            "popularity within the category": self.recall(within_category),
+            "similar titles x popularity": self.recall(similar_titles),
+        }
+
+
 def baselines(examples: Any, queries: Queries, popular: NDArray[np.float32]) -> dict[str, dict[str, float]]:
     """By baseline, the best of its grid in each column."""
 
@@ -300,7 +368,8 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     log.info("%d queries after %s", len(asked.history), cut)
     config = trained_on_everything_before(load_config(arguments.config or Path(chosen.config)), cut, work)
     folders = {name: work / name for name in ("examples", "preprocessing", "entities")}
-    generate.run(**folders, run_id="quality", data=config.data, schema=config.schema_)
+    if not (folders["examples"] / "tag.json").exists():
+        generate.run(**folders, run_id="quality", data=config.data, schema=config.schema_)
     examples = open_artifact(folders["examples"], Kind.EXAMPLES)
     catalogue = read_catalogue(examples)
     candidates = ds.dataset(folders["entities"] / "candidates").to_table(["id", "features"])
@@ -317,22 +386,29 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     for seed in arguments.seeds:
         started = time.monotonic()
         towers = {side: work / f"{side}_{seed}" for side in ("query_tower", "candidate_tower")}
-        task.run(
-            examples=folders["examples"],
-            preprocessing=folders["preprocessing"],
-            **towers,
-            work=work / f"training_{seed}",
-            model_version=ModelVersion(seed),
-            run_id="quality",
-            model=config.model,
-            train=config.train.model_copy(update={"seed": seed, "early_stopping": None}),
-        )
+        if not (towers["query_tower"] / "tag.json").exists():
+            task.run(
+                examples=folders["examples"],
+                preprocessing=folders["preprocessing"],
+                **towers,
+                work=work / f"training_{seed}",
+                model_version=ModelVersion(seed),
+                run_id="quality",
+                model=config.model,
+                train=config.train.model_copy(update={"seed": seed, "early_stopping": None}),
+            )
         seconds = time.monotonic() - started
         query = Tower.open(towers["query_tower"], Kind.QUERY_TOWER, ModelVersion(seed))
         candidate = Tower.open(towers["candidate_tower"], Kind.CANDIDATE_TOWER, ModelVersion(seed))
         vectors = embed(candidate, candidate_features(folders["entities"] / "candidates", catalogue))
         found = measure(queries, Products(embed(query, features), vectors), SECTION)
         report["models"].append({"seed": seed, "seconds": seconds} | {column: found[column] for column in COLUMNS})
+        if asked.cold:
+            every = pc.struct_field(candidates["features"].combine_chunks(), "title").to_pylist()
+            catalogue_and_cold = ColdStart(asked, candidates["id"].to_pylist(), every, catalogue)
+            all_vectors = embed(candidate, candidates["features"].combine_chunks())
+            report["models"][-1]["cold"] = catalogue_and_cold.of_model(embed(query, features), all_vectors)
+            report["cold_baselines"] = catalogue_and_cold.of_baselines()
         log.info("seed %d: %s", seed, report["models"][-1])
     report["mean"] = {c: float(np.mean([of[c] for of in report["models"]])) for c in COLUMNS}
     report["deviation"] = {c: float(np.std([of[c] for of in report["models"]])) for c in COLUMNS}
