@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tomllib
 from datetime import datetime
@@ -94,6 +95,7 @@ def test_the_best_trial_is_returned_with_what_it_is_compared_to(made, searched, 
     assert {row["trial"] for row in found} == {1, 2}
     assert (best.recall, best.settings, best.trials) == (found[0]["recall"], found[0]["settings"], 2)
     assert best.recall > best.start > 0
+    assert journal(work).direction == optuna.study.StudyDirection.MAXIMIZE
     for row in found:
         assert 0.01 <= row["settings"][RATE] <= 0.1
         assert row["settings"]["model.query.hidden"] in ([], [12, 8])
@@ -142,11 +144,13 @@ def test_another_seed_tries_other_settings(tmp_path):
 # Going on
 
 
-def test_more_trials_go_on_where_the_search_stood(made, searched, begun):
+def test_more_trials_go_on_where_the_search_stood(made, searched, begun, caplog):
     before = finished(begun)
     assert search(made, begun, trials=2) == searched[1]
     assert finished(begun) == before
-    best = search(made, begun, trials=3)
+    with caplog.at_level(logging.INFO, logger=tune.__name__):
+        best = search(made, begun, trials=3)
+    assert [line.split(":")[0] for line in caplog.messages if "recall@" not in line] == ["trial 3 of 3"]
     after = finished(begun)
     assert {number: after.pop(number) for number in before} == before
     assert len(after) == 1
