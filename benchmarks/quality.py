@@ -145,7 +145,9 @@ def prepare_customers(db: duckdb.DuckDBPyConnection, data: Path, work: Path, val
     rows = db.execute(
         """
         WITH taken AS (
-          SELECT customer_id, item_id, MIN(ts) AS ts, MIN((ts, line)) AS place, ARG_MAX(country, ts) AS country
+          SELECT
+            customer_id, item_id, MIN(ts) AS ts, MIN((ts, line)) AS place,
+            ARG_MAX(country, ts) FILTER (ts < $cut) AS country
           FROM event SEMI JOIN known USING (item_id)
           GROUP BY customer_id, item_id
         )
@@ -368,6 +370,11 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     log.info("%d queries after %s", len(asked.history), cut)
     config = trained_on_everything_before(load_config(arguments.config or Path(chosen.config)), cut, work)
     folders = {name: work / name for name in ("examples", "preprocessing", "entities")}
+    facts = json.dumps([str(cut), config.model_dump(mode="json")], sort_keys=True)
+    made_of = work / "made_of.json"
+    if made_of.exists() and made_of.read_text() != facts:
+        raise SystemExit(f"{work} was made of another configuration or for another cut: name another --work")
+    made_of.write_text(facts)
     if not (folders["examples"] / "tag.json").exists():
         generate.run(**folders, run_id="quality", data=config.data, schema=config.schema_)
     examples = open_artifact(folders["examples"], Kind.EXAMPLES)
@@ -411,7 +418,9 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
             report["cold_baselines"] = catalogue_and_cold.of_baselines()
         log.info("seed %d: %s", seed, report["models"][-1])
     report["mean"] = {c: float(np.mean([of[c] for of in report["models"]])) for c in COLUMNS}
-    report["deviation"] = {c: float(np.std([of[c] for of in report["models"]])) for c in COLUMNS}
+    report["deviation"] = {
+        c: float(np.std([of[c] for of in report["models"]], ddof=min(1, len(report["models"]) - 1))) for c in COLUMNS
+    }
     if not arguments.no_baselines:
         report["baselines"] = baselines(examples, queries, catalogue.popular_30d)
     return report

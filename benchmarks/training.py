@@ -259,6 +259,9 @@ def compare(config: Config, arguments: argparse.Namespace, work: Path) -> dict[s
             shuffle_buffer=train.shuffle_buffer,
             seed=train.seed,
             sample_history=train.sample_history,
+            sample_at_most=train.sample_at_most,
+            find_hidden=train.find_hidden,
+            half_life_days=train.half_life_days,
         )
         for train in (alike, config.train)
     }

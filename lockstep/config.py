@@ -282,8 +282,9 @@ def _validate(model: type[_Model], raw: dict[str, Any], source: str) -> _Model:
 def _sentence(model: type[BaseModel], raw: dict[str, Any], error: Any) -> str:
     # Tagged unions put the tag into the location; only steps that exist in the input are the user's words.
     location = [str(step) for step in error["loc"]]
-    if not location:  # of all keys together
-        return str(error["msg"])
+    if error["type"] == "value_error" and isinstance(error.get("input"), Mapping):  # of several keys together
+        section = f"[{'.'.join(location)}]: " if location else ""
+        return f"{section}{error['ctx']['error']}"
     *parents, key = location
     where = f"[{'.'.join(_without_tags(parents, raw))}]" if parents else "the file"
     if error["type"] == "extra_forbidden":

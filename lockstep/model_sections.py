@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from lockstep.section import Section
 
@@ -15,7 +15,7 @@ Pooling = Literal["mean", "recency", "attention"]
 class TowerSection(Section):
     """[model.query] and [model.candidate]: the layers above the feature embeddings."""
 
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[PositiveInt, ...] = (128,)
     """Units of each hidden layer; the embedding layer comes after them."""
     cross_layers: int = Field(0, ge=0, le=8)
     """Cross layers (DCN-v2), which multiply features with one another."""
@@ -103,7 +103,7 @@ class TrainSection(Section):
     shuffle_buffer: int = Field(1_000_000, ge=1)
     """Records among which the next one is drawn; about 500 bytes of memory each."""
     checkpoint_every_steps: int = Field(500, ge=1)
-    seed: int = 1
+    seed: int = Field(1, ge=0)
 
     @model_validator(mode="after")
     def _hidden_can_be_found(self) -> TrainSection:
@@ -112,13 +112,15 @@ class TrainSection(Section):
                 f"find_hidden takes the full softmax and a sampled history, found negatives = {self.negatives!r} and "
                 f"sample_history = {self.sample_history}"
             )
+        if self.sample_at_most is not None and not self.sample_history:
+            raise ValueError("sample_at_most means nothing without sample_history: set that, or leave it out")
         return self
 
 
 class EvaluateSection(Section):
     """[evaluate]: exact measures over the full catalogue."""
 
-    ks: tuple[int, ...] = (10, 20, 100)
+    ks: tuple[PositiveInt, ...] = Field((10, 20, 100), min_length=1)
     exclude_history: bool = True
     """Leave the query's own past out of the ranking."""
     baselines: tuple[Literal["item_knn", "ease", "als"], ...] = ("item_knn",)
@@ -130,7 +132,7 @@ class EvaluateSection(Section):
     bootstrap: int = Field(1_000, ge=0)
     """Resamples of the queries for the confidence intervals; 0 leaves them out."""
     threads: int = Field(2, ge=1)
-    seed: int = 1
+    seed: int = Field(1, ge=0)
 
 
 class Range(Section):
@@ -149,6 +151,9 @@ class Range(Section):
 
 
 Choices = tuple[bool | int | float | str | tuple[int, ...], ...]
+
+
+_YARDSTICK = ("train.validation_k", "train.validation_queries", "train.seed", "train.warm_start")
 
 
 class TuneSection(Section):
@@ -173,6 +178,8 @@ class TuneSection(Section):
             fields = sections[section].model_fields if section in sections else {}
             if key.partition(".")[0] not in fields:
                 raise ValueError(f"{name!r} names no key of [model] or [train], such as 'train.learning_rate'")
+            if name in _YARDSTICK:
+                raise ValueError(f"{name!r} decides how trials are compared, or nothing at all: set it in [train]")
             if isinstance(choices, tuple) and not choices:
                 raise ValueError(f"{name!r} has no choices")
         if not parameters:

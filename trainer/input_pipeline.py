@@ -117,7 +117,10 @@ class TrainingRecords:
         assert self.half_life_days is not None, "otherwise it has all"
         age = tf.io.parse_example(records, {"age_days": tf.io.FixedLenFeature([], tf.float32)})["age_days"]
         chance = tf.pow(2.0, -age / self.half_life_days)
-        return tf.boolean_mask(records, tf.random.stateless_uniform(tf.shape(age), seed + 2) < chance)
+        return tf.boolean_mask(
+            records,
+            tf.random.stateless_uniform(tf.shape(age), tf.random.experimental.stateless_fold_in(seed, 2)) < chance,
+        )
 
     def _parse(self, records: tf.Tensor, seed: tf.Tensor) -> dict[str, Any]:
         own = {f"query/{f.name}": _fixed(f) for f in self.features.query if not f.past}
@@ -168,7 +171,7 @@ def sample_past(past: tf.Tensor, share: float, seed: tf.Tensor, at_most: int | N
     most = count if at_most is None else tf.minimum(count, float(at_most))
     shown = tf.floor(tf.pow(most + 1.0, draws[:, :1]))
     shown = tf.where(draws[:, 1:] < share, shown, count)
-    keys = tf.random.stateless_uniform(tf.shape(past), seed + 1)
+    keys = tf.random.stateless_uniform(tf.shape(past), tf.random.experimental.stateless_fold_in(seed, 1))
     rank = tf.argsort(tf.argsort(tf.where(present, keys, 2.0), axis=1), axis=1)
     return tf.where(tf.cast(rank, tf.float32) < shown, past, 0)
 
@@ -197,6 +200,12 @@ def open_training_records(
         raise TrainingError(
             f"{examples.path} holds {rows} training examples in {len(files)} files, and training needs at least 2: "
             "see its report.json for the rows that were filtered, and lower [data] min_history or the split shares"
+        )
+    missing = [name for name in ("candidates", "ages.json", "interactions.parquet") if not (examples / name).exists()]
+    if missing:
+        raise TrainingError(
+            f"{examples.path} has no {' and no '.join(missing)}: an earlier version of Lockstep made it, with other "
+            "training records; rerun generate_examples"
         )
     schema = Schema.from_json((examples / "schema.json").read_bytes())
     candidates = CandidateTable(examples / "candidates", features)

@@ -152,6 +152,7 @@ def _plain_towers(
     for tower, source in zip(plain, (trained.query_tower, trained.candidate_tower), strict=True):
         for variable, weight in zip(tower.trainable_variables, source.trainable_variables, strict=True):
             variable.assign(weight.numpy())
+        tower.largest = source.largest  # half precision cuts floats earlier, and serving must do as training did
     return plain
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import tensorflow as tf
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -40,6 +41,8 @@ from trainer.validation import open_validation
 _log = logging.getLogger(__name__)
 UNSET = "unset"
 """A choice that stands for leaving the key out."""
+_FAILURES = (TrainingError, ConfigError, tf.errors.ResourceExhaustedError)
+"""What a trial's settings may come to, and the others' need not: NaN, keys that do not go together, too much memory."""
 _RANDOM_TRIALS = 8
 """Tried before there is anything to learn from."""
 
@@ -110,7 +113,7 @@ def run(
         search.drop_checkpoints()
     while (done := len(_ended(study))) < tune.trials:
         study.sampler = _sampler(seed, done)
-        study.optimize(lambda trial: search.objective(trial, tune), n_trials=1, catch=(TrainingError,))
+        study.optimize(lambda trial: search.objective(trial, tune), n_trials=1, catch=_FAILURES)
         search.drop_checkpoints()
         _report(study, work)
     return _best(study)
@@ -166,7 +169,7 @@ class _Search:
         _log.info("trial %d of %d: %s", trial.number + 1, tune.trials, settings)
         try:
             return self.measure(settings)
-        except TrainingError as error:
+        except _FAILURES as error:
             _log.warning("trial %d failed: %s", trial.number + 1, error)
             raise
 

@@ -39,7 +39,7 @@ def test_help_takes_less_than_a_second() -> None:
 
 def test_help_lists_every_command() -> None:
     output = invoke("--help").output
-    for command in ("compile", "query", "releases", "run", "submit"):
+    for command in ("compile", "examples", "query", "releases", "run", "submit", "tune"):
         assert f"\n  {command} " in output
         assert invoke(command, "--help").exit_code == 0
 

@@ -128,6 +128,26 @@ def test_errors_of_the_schema_are_schema_errors(tmp_path: Path) -> None:
     "train", [{"find_hidden": True}, {"find_hidden": True, "sample_history": 1.0, "negatives": "mixed"}]
 )
 def test_what_is_hidden_can_only_be_found_by_the_full_softmax(train: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=r"the TrainSection parameter: .*find_hidden takes the full softmax"):
+    with pytest.raises(ConfigError, match=r"^the TrainSection parameter: find_hidden takes the full softmax"):
         parse_section(TrainSection, train)
     assert parse_section(TrainSection, {"find_hidden": True, "sample_history": 1.0}).find_hidden
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ("[train]\nfind_hidden = true", r"\[train\]: find_hidden takes the full softmax"),
+        ("[train]\nsample_at_most = 3", r"\[train\]: sample_at_most means nothing without sample_history"),
+        ("[train]\nseed = -1", r"\[train\] seed = -1"),
+        ("[evaluate]\nks = []", r"\[evaluate\] ks = \[\]"),
+        ("[evaluate]\nks = [10, 0]", r"ks.* = 0"),
+        ("[model]\nquery = { hidden = [0] }", r"hidden.* = 0"),
+        ('[tune.parameters]\n"train.seed" = [1, 2]', "'train.seed' decides how trials are compared, or nothing at all"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_in_a_sentence(section: str, sentence: str, tmp_path: Path) -> None:
+    schema = '[schema.query.a]\ntype = "id"\n[schema.candidate.b]\ntype = "id"\n'
+    (tmp_path / "c.toml").write_text(schema + section)
+    with pytest.raises(ConfigError, match=sentence) as refused:
+        load_config(tmp_path / "c.toml")
+    assert "{" not in str(refused.value)
