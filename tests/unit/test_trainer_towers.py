@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from lockstep.errors import ConfigError, SchemaError
-from lockstep.model_sections import ModelSection
+from lockstep.model_sections import ModelSection, TrainSection
+from trainer import task
 from trainer.encoding import EncodedFeature, EncodedFeatures, Repeated
 from trainer.pooling import AttentionWeights, MeanWeights, RecencyWeights
 from trainer.towers import TowerNetwork, build_towers
@@ -260,3 +262,18 @@ def test_a_sum_of_the_embeddings_width_is_the_embedding() -> None:
     for change in changes:
         _, other = build_towers(features, ModelSection.model_validate(bare | change), 1)
         assert any(variable.shape.rank == 2 for variable in other.projection.trainable_variables)
+
+
+def test_a_tower_trained_in_half_precision_is_exported_with_the_limits_of_its_training() -> None:
+    model = ModelSection.model_validate({"query": {"cross_layers": 2}})
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        trained = SimpleNamespace(
+            **dict(zip(("query_tower", "candidate_tower"), build_towers(FEATURES, model, 1), strict=True))
+        )
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    plain, _ = task._plain_towers(trained, FEATURES, model, TrainSection())  # type: ignore[arg-type]
+    assert plain.largest == trained.query_tower.largest == pytest.approx(10.0)
+    large = {**QUERIES, "mood": tf.constant([[50.0, -3.0], [2000.0, 20.0], [0.5, -1.0]])}
+    np.testing.assert_allclose(plain(large), trained.query_tower(large), atol=1e-2)
