@@ -271,6 +271,10 @@ class ColdStart:
         self.is_warm = np.zeros(len(ids), dtype=bool)
         self.is_warm[[self.place[c] for c in catalogue.ids.to_pylist()]] = True
         self.words = [set((title or "").lower().split()) for title in titles]
+        self.with_word: dict[str, list[int]] = {}
+        for place, words in enumerate(self.words):
+            for word in words:
+                self.with_word.setdefault(word, []).append(place)
         self.category = np.array([(title or "?").lower().split()[-1:] or ["?"] for title in titles])[:, 0]
 
     def recall(self, scores: Callable[[int], NDArray[np.float32]]) -> float:
@@ -302,8 +306,11 @@ class ColdStart:
 
         def similar_titles(row: int) -> NDArray[np.float32]:
             seeds = [self.words[place] for place in self.history[row]]
-            overlap = [sum(len(words & of) / max(len(words | of), 1) for of in seeds) for words in self.words]
-            return np.array(overlap, dtype=np.float32) * (popular + 1e-3)
+            overlap = np.zeros(len(self.words), dtype=np.float32)
+            for of in seeds:
+                for place in {place for word in of for place in self.with_word[word]}:
+                    overlap[place] += len(self.words[place] & of) / len(self.words[place] | of)
+            return overlap * (popular + 1e-3)
 
         return {
             "popularity within the category": self.recall(within_category),
@@ -415,7 +422,9 @@ def run(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
             catalogue_and_cold = ColdStart(asked, candidates["id"].to_pylist(), every, catalogue)
             all_vectors = embed(candidate, candidates["features"].combine_chunks())
             report["models"][-1]["cold"] = catalogue_and_cold.of_model(embed(query, features), all_vectors)
-            report["cold_baselines"] = catalogue_and_cold.of_baselines()
+            if "cold_baselines" not in report:
+                report["cold_baselines"] = catalogue_and_cold.of_baselines()
+                log.info("cold start: %s", report["cold_baselines"])
         log.info("seed %d: %s", seed, report["models"][-1])
     report["mean"] = {c: float(np.mean([of[c] for of in report["models"]])) for c in COLUMNS}
     report["deviation"] = {
