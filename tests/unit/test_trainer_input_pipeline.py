@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from lockstep.errors import CorruptArtifactError, TrainingError
+from lockstep.errors import TrainingError
 from lockstep.tags import Artifact, Kind, open_artifact, read_tag, write_tag
 from tests.unit.trainer_artifacts import CANDIDATES, LENGTH, Artifacts, make_artifacts
 from trainer import input_pipeline
@@ -255,11 +255,15 @@ def test_an_epoch_that_would_draw_nothing_is_refused(made):
         records_of(made, half_life_days=1.0)  # 3.6 are expected, give or take 1.5
 
 
-def test_examples_without_ages_are_refused_where_ages_are_wanted(tmp_path: Path):
+def test_examples_of_an_earlier_version_are_refused(tmp_path: Path):
     made = make_artifacts(tmp_path, rows=20, queries=1)
     assert sum(count for _, count in json.loads((made.examples / "ages.json").read_text())) == 20
-    (made.examples / "ages.json").unlink()
-    retag(made)
     assert records_of(made).kept == 20
-    with pytest.raises(CorruptArtifactError, match=r"found no ages\.json, expected one; rerun the step"):
-        records_of(made, half_life_days=30.0)
+    for name in ("ages.json", "interactions.parquet"):
+        (made.examples / name).unlink()
+    retag(made)
+    sentence = (
+        r"has no ages\.json and no interactions\.parquet: an earlier version of Lockstep made it, .* rerun generate"
+    )
+    with pytest.raises(TrainingError, match=sentence):
+        records_of(made)
