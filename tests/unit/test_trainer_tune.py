@@ -150,7 +150,8 @@ def test_more_trials_go_on_where_the_search_stood(made, searched, begun, caplog)
     assert finished(begun) == before
     with caplog.at_level(logging.INFO, logger=tune.__name__):
         best = search(made, begun, trials=3)
-    assert [line.split(":")[0] for line in caplog.messages if "recall@" not in line] == ["trial 3 of 3"]
+    said = [record.getMessage() for record in caplog.records if record.name == tune.__name__]
+    assert [line.split(":")[0] for line in said if "recall@" not in line] == ["trial 3 of 3"]
     after = finished(begun)
     assert {number: after.pop(number) for number in before} == before
     assert len(after) == 1
