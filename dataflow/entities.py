@@ -129,7 +129,7 @@ def split_candidates(
 def query_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
     """Rows of query entities or evaluation queries, with their features in the types of the contract."""
     columns = {
-        name: batch.column(name) if name == "id" else _texts(batch.column(name))
+        name: batch.column(name) if name in ("id", "cold") else _texts(batch.column(name))
         for name in batch.schema.names
         if name != "features"
     }

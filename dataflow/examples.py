@@ -87,7 +87,7 @@ class ExamplesPlan:
         return RecordLayout(features)
 
 
-_NUMBERS = ("sampling_probability", "age_days", "weight")
+_NUMBERS = ("age_days", "weight")
 
 
 @dataclass(frozen=True)

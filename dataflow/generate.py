@@ -5,15 +5,17 @@ The artifact `examples`:
     <artifact>/                                       kind examples; rows = training examples
       train/part-00000-of-00004.tfrecord.gz           tf.Example: candidate_index, past (candidate indices + 1, oldest
                                                       first, padded with 0), query/<feature> and candidate/<feature>
-                                                      (encoded) of those that `candidates` has not,
-                                                      sampling_probability, age_days, weight
-      ages.json                                       [[age, examples], ...]: training examples by age in whole days
+                                                      (encoded) of those that `candidates` has not, age_days,
+                                                      weight
+      labels.parquet                                  candidate (index), age_hours, examples: how many examples have
+                                                      it as their label, by age in whole hours
       candidates/*.npy                                the encoded candidates by index: see dataflow.known
       interactions.parquet                            query (a number), candidate (index), age_days: the training
                                                       events of at most about 20 M, by entity, for the baselines
-      validation/part-*.parquet, test/part-*.parquet  id, features, history: list<string>, targets: list<string>
+      validation/part-*.parquet, test/part-*.parquet  id, features, history: list<string>, targets: list<string>,
+                                                      cold: training has not seen the entity
       catalogue.parquet                               row number = candidate_index: id, count, popular_30d,
-                                                      popular_30d_validation, probability
+                                                      popular_30d_validation, known_before_validation
       features.json                                   see dataflow.encoded
       validation_candidates/, test_candidates/        part-*.parquet: id, features, in the catalogue's order, as of the
                                                       split's cut; only where a candidate feature counts events

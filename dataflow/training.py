@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,9 +34,10 @@ _CATALOGUE = pa.schema(
         ("count", pa.int64()),
         ("popular_30d", pa.int64()),
         ("popular_30d_validation", pa.int64()),
-        ("probability", pa.float64()),
+        ("known_before_validation", pa.bool_()),
     ]
 )
+_LABELS = pa.schema([("candidate", pa.int32()), ("age_hours", pa.int32()), ("examples", pa.int64())])
 _ENGAGEMENT = {"linear": "GREATEST(label.engagement, 0)", "log": "LN(1 + GREATEST(label.engagement, 0))"}
 
 
@@ -109,9 +109,8 @@ def write_training_rows(
     )
     written = warehouse.export_shards(sql, work / "training", column="shard")
     _interactions(warehouse, newest["newest"], stage, examples, work)
-    ages = warehouse.rows(render("label_ages", newest=newest["newest"]))
-    by_age = [[int(row["age_days"]), int(row["examples"])] for row in ages]
-    (examples / "ages.json").write_text(json.dumps(by_age) + "\n", encoding="utf-8")
+    warehouse.export(render("labels", newest=newest["newest"]), work / "labels.parquet")
+    write_parts(work / "labels.parquet", examples / "labels.parquet", lambda rows: rows.cast(_LABELS))
     pairs = Stage("training pairs", expected, written).check()
     return TrainingRows([stage, pairs], written, candidates, shards)
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from lockstep.model_sections import TrainSection
 from lockstep.tags import Kind, open_artifact
 from trainer.encoding import SIDES, EncodedFeature, Repeated, read_encoded_features
 from trainer.input_pipeline import open_training_records
 
 
 def joined_records(examples: Path) -> list[dict[str, list[Any]]]:
-    """By record, `<side>/<feature>` -> its `length` values, and `candidate_index`, `sampling_probability` and so on."""
+    """By record, `<side>/<feature>` -> its `length` values, and `candidate_index`, `weight` and so on."""
     artifact, features = open_artifact(examples, Kind.EXAMPLES), read_encoded_features(examples / "features.json")
     rows = artifact.tag.rows
-    records = open_training_records(artifact, features, batch_size=rows, shuffle_buffer=1, seed=1)
+    records = open_training_records(artifact, features, TrainSection(batch_size=rows, shuffle_buffer=1))
     (batch,) = records.batches(0)
     columns = {name: values.numpy()[:, np.newaxis] for name, values in batch.items() if name not in (*SIDES, "past")}
     for side in SIDES:

@@ -8,13 +8,15 @@ All of it is float32 under mixed precision too: the tables are, and reading them
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from trainer.encoding import Repeated
 
 _LARGE_TABLE = 2**14
 """Rows from which on the gradient names the rows that it is of. A smaller table has one for all of its rows, which is
-faster: the optimizer need not look for those that repeat."""
+faster: the optimizer need not look for those that repeat, and moves all of them in one pass."""
 
 
 class IdsPresent(tf.keras.layers.Layer):
@@ -38,13 +40,27 @@ class IdsPresent(tf.keras.layers.Layer):
             [batch, dim] float32.
         """
         if ids.shape[1] == 1:
-            return self.table(ids[:, 0]) * tf.cast(ids != 0, tf.float32)
+            return look_up(self.table, ids[:, 0]) * tf.cast(ids != 0, tf.float32)
         present = tf.where(ids != 0)
         rows, found, batch = present[:, 0], tf.gather_nd(ids, present), tf.shape(ids)[0]
         if self.table.input_dim >= _LARGE_TABLE:
             return tf.math.unsorted_segment_sqrt_n(self.table(found), rows, batch)
         # One kernel that looks up and adds up, and never holds a vector for every id.
         return tf.sparse.segment_sqrt_n(self.table.embeddings, found, rows, num_segments=batch)
+
+
+def look_up(table: tf.keras.layers.Embedding, ids: tf.Tensor) -> tf.Tensor:
+    """[n, dim] rows of a table, for each of [n] ids."""
+    if table.input_dim >= _LARGE_TABLE:
+        return table(ids)
+
+    @tf.custom_gradient
+    def rows_of(embeddings: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        return tf.gather(embeddings, ids), lambda upstream: tf.math.unsorted_segment_sum(upstream, ids, table.input_dim)
+
+    # As a tensor: a variable of several replicas is another object within the function.
+    found: tf.Tensor = rows_of(tf.convert_to_tensor(table.embeddings))
+    return found
 
 
 class PooledSequence(tf.keras.layers.Layer):
@@ -81,7 +97,8 @@ class PooledSequence(tf.keras.layers.Layer):
             [batch, dim] float32.
         """
         ids, places = values if isinstance(values, Repeated) else _as_repeated(values, self.elements)
-        vectors = self.element(ids)
+        # An element of no id has no place in the sum, so its vector need not be zero.
+        vectors = look_up(self.table, ids[:, 0]) if ids.shape[1] == 1 else self.element(ids)
         present = tf.gather(tf.reduce_any(ids != 0, axis=1), places)
         weights = self.pooling(vectors, places, present)
         # A sparse product reads the vectors in place, where a gather would copy one for every element of the batch.

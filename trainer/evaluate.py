@@ -56,7 +56,7 @@ from trainer.evaluation.queries import (
     read_catalogue,
     read_queries,
 )
-from trainer.evaluation.ranking import Products, SameForAll, Scorer
+from trainer.evaluation.ranking import Only, Products, SameForAll, Scorer
 from trainer.evaluation.slices import column_slices, standard_slices
 
 _log = logging.getLogger(__name__)
@@ -162,9 +162,10 @@ def _measure(
 def _measure_split(evaluation: _Evaluation, split: str, queries: Queries) -> tuple[dict[str, Any], dict[str, Any]]:
     """The measures and the details of one split; both are {} by scorer where it has no queries."""
     catalogue, baselines = evaluation.catalogue, evaluation.baselines
+    known = catalogue.known_before_validation if split == "validation" else np.ones(len(catalogue.ids), dtype=bool)
     facts = {
         "queries": len(queries),
-        "candidates": len(catalogue.ids),
+        "candidates": int(np.count_nonzero(known)),
         "held_out": int(queries.held_out.sum()),
         "held_out_unknown": int(queries.held_out.sum()) - sum(map(len, queries.targets)),
     }
@@ -182,6 +183,8 @@ def _measure_split(evaluation: _Evaluation, split: str, queries: Queries) -> tup
         "popularity_all_time": SameForAll(catalogue.count),
         **{name: baseline.scorer(queries) for name, baseline in baselines.items()},
     }
+    if not known.all():
+        scorers = {name: Only(scorer, known) for name, scorer in scorers.items()}
     columns = {"query": queries.features, "candidate": features}
     slices = standard_slices(queries, catalogue) + column_slices(evaluation.section.slices, evaluation.schema, columns)
     measures, details = compare(scorers, queries, catalogue, slices, evaluation.section)

@@ -1,4 +1,4 @@
-"""The probability with which a candidate is drawn into a batch, which the sampled softmax is corrected by (logQ).
+"""Estimates of how likely a candidate is drawn into a batch, which the sampled softmax is corrected by (logQ).
 
 References:
     Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations", RecSys 2019,
@@ -11,30 +11,6 @@ import tensorflow as tf
 
 _RATE = 0.01
 """The share of a new gap in the estimate, once a candidate has been seen 100 times."""
-
-
-class GivenFrequency(tf.Module):
-    """The probabilities that the data step counted and the batches bring, kept for other batches.
-
-    A candidate drawn from the catalogue comes without its probability; it is known from the batch that last held it
-    as a label, and 0 until there is one.
-    """
-
-    def __init__(self, candidates: int) -> None:
-        super().__init__()
-        self.known = _state([candidates], tf.float32)
-
-    def observe(self, indices: tf.Tensor, given: tf.Tensor) -> None:
-        """Take note of a batch: [batch] candidate indices, and the probability of each."""
-        self.known.scatter_update(tf.IndexedSlices(given, indices))
-
-    def probability(self, indices: tf.Tensor, given: tf.Tensor) -> tf.Tensor:
-        """[n] probability, for each of [n] candidate indices, that a draw is this candidate.
-
-        Args:
-            given: [batch] probabilities of the first of them.
-        """
-        return tf.concat([given, tf.gather(self.known, indices[tf.size(given) :])], axis=0)
 
 
 class StreamingFrequency(tf.Module):
@@ -54,8 +30,8 @@ class StreamingFrequency(tf.Module):
         self.times = _state([candidates], tf.int64)
         self.gap = _state([candidates], tf.float32)
 
-    def observe(self, indices: tf.Tensor, given: tf.Tensor) -> None:
-        """Take note of a batch: [batch] candidate indices; `given` is not used."""
+    def observe(self, indices: tf.Tensor) -> None:
+        """Take note of a batch: [batch] candidate indices."""
         self.time.assign_add(tf.size(indices, tf.int64))
         before = tf.gather(self.times, indices)
         self.times.scatter_add(tf.IndexedSlices(tf.ones_like(before), indices))
@@ -69,13 +45,10 @@ class StreamingFrequency(tf.Module):
         self.gap.scatter_update(tf.IndexedSlices(old + share * (gap - old), indices))
         self.last.scatter_update(tf.IndexedSlices(tf.fill(tf.shape(indices), self.time), indices))
 
-    def probability(self, indices: tf.Tensor, given: tf.Tensor) -> tf.Tensor:
+    def probability(self, indices: tf.Tensor) -> tf.Tensor:
         """[n] probability, for each of [n] candidate indices, that a draw is this candidate.
 
         Of one never seen it is what it would be had it come just now.
-
-        Args:
-            given: not used.
         """
         gap = tf.gather(self.gap, indices)
         return tf.math.reciprocal_no_nan(tf.where(gap > 0.0, gap, tf.cast(self.time, tf.float32)))

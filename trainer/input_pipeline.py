@@ -11,15 +11,17 @@ whatever its examples weigh, so none is spent on those that would hardly count.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from lockstep.errors import TrainingError
+from lockstep.errors import ConfigError, TrainingError
+from lockstep.model_sections import TrainSection
 from lockstep.schema import Schema, count_days
 from lockstep.tags import Artifact
 from trainer.candidates import CandidateTable
@@ -37,34 +39,26 @@ class TrainingRecords:
         files: the TFRecord shards, sorted.
         rows: records in all of them.
         kept: records of an epoch.
-        half_life_days: a record this much older than the newest is in half as many epochs; None for no difference.
-        probability: [candidates] share of each among the labels of an epoch; None for what the records say.
+        probability: [candidates] float32, each one's share of the labels of an epoch; 0 for one that was not known
+            before the validation split, which is no negative.
+        features: what the towers take.
         candidates: what the records' indices mean.
         past_length: indices of the past in a record; 0 where no feature reads it.
         own_candidate_features: those that differ from record to record, which the records hold themselves.
         batch_size: records a step, of all replicas; every batch is full, the rest of an epoch is left out.
-        shuffle_buffer: records among which the next is drawn; all of them where they fit.
-        sample_history: share of the records of which a batch shows a random part of the past.
-        sample_at_most: elements that such a part has at most; None for any number.
-        find_hidden: whether what is not shown of a past is to be found.
-        seed: decides the order and the parts.
+        section: how they are drawn, shuffled and shown.
     """
 
     files: tuple[str, ...]
     rows: int
     kept: int
-    half_life_days: float | None
-    probability: tf.Tensor | None
+    probability: tf.Tensor
     features: EncodedFeatures
     candidates: CandidateTable
     past_length: int
     own_candidate_features: tuple[str, ...]
     batch_size: int
-    shuffle_buffer: int
-    sample_history: float
-    sample_at_most: int | None
-    find_hidden: bool
-    seed: int
+    section: TrainSection
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,10 +76,9 @@ class TrainingRecords:
 
         Each is `{"query": {name: [batch, length] or Repeated}, "candidate": {name: [batch, length]},
         "candidate_index": [batch] int64, "past": [batch, past_length] int64, index + 1 or 0, "hidden": the same of the
-        elements that are not shown but to be found, "sampling_probability": [batch] float32, "age_days": [batch]
-        float32, "weight": [batch] float32}`.
+        elements that are not shown but to be found, "weight": [batch] float32}`.
         """
-        seed = self.seed * 1_000_003 + epoch
+        seed = self.section.seed * 1_000_003 + epoch
         files = tf.data.Dataset.from_tensor_slices(list(self.files))
         files = files.shuffle(len(self.files), seed=seed, reshuffle_each_iteration=False)
         records = files.interleave(
@@ -95,11 +88,13 @@ class TrainingRecords:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        if self.half_life_days is not None:
+        if self.section.half_life_days is not None:
             chunks = records.batch(_CHUNK).enumerate()
             kept = chunks.map(lambda number, chunk: self._keep(chunk, _seed(seed, number)), tf.data.AUTOTUNE)
             records = kept.unbatch()
-        records = records.shuffle(min(self.kept, self.shuffle_buffer), seed=seed, reshuffle_each_iteration=False)
+        records = records.shuffle(
+            min(self.kept, self.section.shuffle_buffer), seed=seed, reshuffle_each_iteration=False
+        )
         part = self.batch_size // replicas
         records = records.take(self.steps_per_epoch * replicas * part)
         parts = records.batch(part, drop_remainder=True).enumerate().skip(skip * replicas)
@@ -114,9 +109,9 @@ class TrainingRecords:
 
     def _keep(self, records: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Those of [n] records that an epoch has."""
-        assert self.half_life_days is not None, "otherwise it has all"
+        assert self.section.half_life_days is not None, "otherwise it has all"
         age = tf.io.parse_example(records, {"age_days": tf.io.FixedLenFeature([], tf.float32)})["age_days"]
-        chance = tf.pow(2.0, -age / self.half_life_days)
+        chance = tf.pow(2.0, -age / self.section.half_life_days)
         return tf.boolean_mask(
             records,
             tf.random.stateless_uniform(tf.shape(age), tf.random.experimental.stateless_fold_in(seed, 2)) < chance,
@@ -130,16 +125,13 @@ class TrainingRecords:
         spec = {**own, "candidate_index": tf.io.FixedLenFeature([], tf.int64)}
         if self.past_length:
             spec["past"] = tf.io.FixedLenFeature([self.past_length], tf.int64)
-        for name in ("sampling_probability", "age_days", "weight"):
-            spec[name] = tf.io.FixedLenFeature([], tf.float32)
+        spec["weight"] = tf.io.FixedLenFeature([], tf.float32)
         parsed = tf.io.parse_example(records, spec)
         past = parsed.pop("past", tf.zeros([tf.shape(records)[0], 0], tf.int64))
-        if self.probability is not None:
-            parsed["sampling_probability"] = tf.gather(self.probability, parsed["candidate_index"])
         hidden = past[:, :0]
-        if self.sample_history:
-            shown = sample_past(past, self.sample_history, seed, self.sample_at_most)
-            hidden, past = tf.where(shown > 0, tf.zeros_like(past), past) if self.find_hidden else hidden, shown
+        if self.section.sample_history:
+            shown = sample_past(past, self.section.sample_history, seed, self.section.sample_at_most)
+            hidden, past = tf.where(shown > 0, tf.zeros_like(past), past) if self.section.find_hidden else hidden, shown
         query = self.candidates.past(past)
         candidate = self.candidates.features(parsed["candidate_index"])
         for key in own:
@@ -176,22 +168,14 @@ def sample_past(past: tf.Tensor, share: float, seed: tf.Tensor, at_most: int | N
     return tf.where(tf.cast(rank, tf.float32) < shown, past, 0)
 
 
-def open_training_records(
-    examples: Artifact,
-    features: EncodedFeatures,
-    *,
-    batch_size: int,
-    shuffle_buffer: int,
-    seed: int,
-    sample_history: float = 0.0,
-    sample_at_most: int | None = None,
-    find_hidden: bool = False,
-    half_life_days: float | None = None,
-) -> TrainingRecords:
+def open_training_records(examples: Artifact, features: EncodedFeatures, section: TrainSection) -> TrainingRecords:
     """Find the training split; a batch is never larger than an epoch.
 
+    Within the scope of the strategy that trains: a batch of all records still has as many for each replica.
+
     Raises:
-        TrainingError: it has too few records for one batch with a negative in it.
+        TrainingError: it has too few records for one batch with a negative in it, or is of an earlier version.
+        ConfigError: a part of the history is to be shown, and no feature has a history.
         CorruptArtifactError: the encoded candidates are not those of the features.
     """
     files = tuple(str(path) for path in sorted((examples / "train").glob("part-*.tfrecord.gz")))
@@ -201,7 +185,7 @@ def open_training_records(
             f"{examples.path} holds {rows} training examples in {len(files)} files, and training needs at least 2: "
             "see its report.json for the rows that were filtered, and lower [data] min_history or the split shares"
         )
-    missing = [name for name in ("candidates", "ages.json", "interactions.parquet") if not (examples / name).exists()]
+    missing = [name for name in ("candidates", "labels.parquet") if not (examples / name).exists()]
     if missing:
         raise TrainingError(
             f"{examples.path} has no {' and no '.join(missing)}: an earlier version of Lockstep made it, with other "
@@ -209,52 +193,65 @@ def open_training_records(
         )
     schema = Schema.from_json((examples / "schema.json").read_bytes())
     candidates = CandidateTable(examples / "candidates", features)
-    kept, probability = rows, None
-    if half_life_days is not None:
-        kept = _kept(examples, half_life_days)
-        probability = _recent_probability(examples, candidates.rows, half_life_days)
-    if kept < 2:
+    if section.sample_history and not schema.max_history:
+        raise ConfigError(
+            f"[train] sample_history is {section.sample_history}, but no query feature of [schema] is of the history "
+            "(`history.` columns): leave it out, and find_hidden with it"
+        )
+    half_life = section.half_life_days
+    labels = pq.read_table(examples / "labels.parquet")
+    known = pq.read_table(examples / "catalogue.parquet")["known_before_validation"].to_numpy()
+    kept = rows if half_life is None else _kept(labels, half_life)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if kept < 2 * replicas:
+        of_age = "" if half_life is None else f" with [train] half_life_days = {half_life}"
+        remedy = "train on fewer devices" if half_life is None else "raise it or leave it out"
         raise TrainingError(
-            f"of {rows} training examples an epoch has about {kept} with [train] half_life_days = {half_life_days}, "
-            "and needs at least 2: raise it or leave it out"
+            f"of {rows} training examples an epoch has about {kept}{of_age}, and needs at least 2 for each of "
+            f"{replicas} replicas: {remedy}"
         )
     return TrainingRecords(
         files,
         rows,
         kept,
-        half_life_days,
-        probability,
+        _probability(labels, known, half_life),
         features,
         candidates,
         schema.max_history,
         tuple(name for name, feature in schema.candidate.items() if count_days(feature.columns[0]) is not None),
-        min(batch_size, kept),
-        shuffle_buffer,
-        sample_history,
-        sample_at_most,
-        find_hidden,
-        seed,
+        section.batch_size if section.batch_size <= kept else kept - kept % replicas,
+        section,
     )
 
 
-def _kept(examples: Artifact, half_life_days: float) -> int:
+def _kept(labels: pa.Table, half_life_days: float) -> int:
     """How many records an epoch has at least: five deviations below what is expected."""
-    ages = np.array(json.loads(examples.read("ages.json")), dtype=np.float64).reshape(-1, 2)
-    # A record's age is the whole days of the file and up to one more.
-    chance = 0.5 ** ((ages[:, 0] + 1.0) / half_life_days)
-    expected, variance = (ages[:, 1] * chance).sum(), (ages[:, 1] * chance * (1.0 - chance)).sum()
+    # A record's age is the whole hours of the file and up to one more.
+    chance = _chance(labels["age_hours"].to_numpy() + 1, half_life_days)
+    examples = labels["examples"].to_numpy()
+    expected, variance = (examples * chance).sum(), (examples * chance * (1.0 - chance)).sum()
     return max(0, int(expected - 5.0 * np.sqrt(variance)))
 
 
-def _recent_probability(examples: Artifact, candidates: int, half_life_days: float) -> tf.Tensor:
-    """[candidates] float32: each one's share of the training events, where an older one counts for less."""
-    table = pq.read_table(examples / "interactions.parquet", columns=["candidate", "age_days"])
-    weights = 0.5 ** (table["age_days"].to_numpy() / half_life_days)
-    counted = np.bincount(table["candidate"].to_numpy(), weights, candidates)
-    floor = 0.5 * counted[counted > 0].min(initial=1.0)
+def _probability(labels: pa.Table, known: NDArray[np.bool_], half_life_days: float | None) -> tf.Tensor:
+    """[candidates] float32: each one's share of what an epoch has as labels.
+
+    A candidate that is known and no label has half the share of the rarest: uniform draws reach it, too.
+    """
+    examples, age_hours = labels["examples"].to_numpy(), labels["age_hours"].to_numpy()
+    drawn = examples if half_life_days is None else examples * _chance(age_hours, half_life_days)
+    counted = np.bincount(labels["candidate"].to_numpy(), drawn, len(known))
+    floor = 0.5 * counted[counted > 0].min()
     shares = np.maximum(counted, floor) / counted.sum()
+    # 0 means unknown, so no known one becomes 0 by rounding.
+    shares = np.where(known, np.maximum(shares, np.finfo(np.float32).tiny), 0.0)
     with tf.device("CPU"):
         return tf.constant(shares.astype(np.float32))
+
+
+def _chance(age_hours: NDArray[np.integer], half_life_days: float) -> NDArray[np.float64]:
+    chance: NDArray[np.float64] = 0.5 ** (age_hours / (24.0 * half_life_days))
+    return chance
 
 
 def _seed(seed: int, number: tf.Tensor) -> tf.Tensor:

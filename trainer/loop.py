@@ -13,6 +13,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -117,29 +118,42 @@ class TrainingLoop:
         progress = Progress(
             f"epoch {epoch + 1} of {self.section.epochs}", step, self.total_steps, self.records.batch_size
         )
-        try:
-            for batch in distribute(self.records, self.strategy, epoch, skip=step - epoch * per_epoch):
-                profiler.before_step()
-                self._train_step(batch)
-                step += 1
-                save = step % self.section.checkpoint_every_steps == 0 or step == end
-                if save or step - looked >= _STEPS_BETWEEN_LOOKS:
-                    self._look(looked, step, progress, force=step == end)
-                    looked = step
-                if step == end:
-                    break
-                if save:
-                    self._save(step)
-        except tf.errors.InvalidArgumentError as error:
-            raise TrainingError(
-                f"a training record does not fit features.json ({_first_line(error)}): rerun generate_examples"
-            ) from error
+        for batch in self._batches(epoch, skip=step - epoch * per_epoch):
+            profiler.before_step()
+            self._train_step(batch)
+            step += 1
+            save = step % self.section.checkpoint_every_steps == 0 or step == end
+            if save or step - looked >= _STEPS_BETWEEN_LOOKS:
+                self._look(looked, step, progress, force=step == end)
+                looked = step
+            if step == end:
+                break
+            if save:
+                self._save(step)
         if step < end:
             raise TrainingError(
                 f"epoch {epoch + 1} ended after step {step} of {end}: there are fewer training records than "
                 f"the {self.records.kept} that follow from the tag of the examples; rerun generate_examples"
             )
         self._end_epoch(epoch, step)
+
+    def _batches(self, epoch: int, skip: int) -> Iterator[Any]:
+        batches = iter(distribute(self.records, self.strategy, epoch, skip))
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except tf.errors.InvalidArgumentError as error:
+                raise TrainingError(
+                    f"a training record does not fit features.json ({_first_line(error)}): rerun generate_examples"
+                ) from error
+            except (tf.errors.DataLossError, tf.errors.NotFoundError) as error:
+                raise TrainingError(
+                    f"the training records cannot be read to their end ({_first_line(error)}): fetch the artifact "
+                    "again, or rerun generate_examples"
+                ) from error
+            yield batch
 
     def _end_epoch(self, epoch: int, step: int) -> None:
         self._check_weights(step)
@@ -149,6 +163,8 @@ class TrainingLoop:
                 recall = self._agree(measured.recall)
                 if self.best.add(recall, step) and self.section.early_stopping is not None:
                     self.best_weights.save(step)
+                    # The other workers, too, wait until it is written: it may be what they take at the end.
+                    self._agree(recall)
             self._report_validation(epoch, step, measured)
         self.board.histograms(step, self.variables)
         self._save(step)

@@ -112,32 +112,41 @@ def _block_loss(
     queries: tf.Tensor, columns: Columns, weights: tf.Tensor, hard_negatives: int | None
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The weighted loss of some queries and its gradients by their vectors and by those of the candidates."""
-    rows = tf.range(tf.shape(queries)[0])
-    own = tf.stack([rows, columns.own], axis=1)
-    positive = tf.reduce_sum(queries * tf.gather(columns.vectors, columns.own), axis=1) + columns.own_correction
+    own_vectors = tf.gather(columns.vectors, columns.own)
+    positive = tf.reduce_sum(queries * own_vectors, axis=1) + columns.own_correction
     logits = tf.nn.bias_add(tf.matmul(queries, columns.vectors, transpose_b=True), columns.correction)
-    left_out = tf.concat([columns.own[:, tf.newaxis], columns.left_out], axis=1)
-    places = tf.stack([tf.broadcast_to(rows[:, tf.newaxis], tf.shape(left_out)), left_out], axis=2)
-    logits = tf.tensor_scatter_nd_update(logits, places, tf.fill(tf.shape(left_out), -math.inf))
+    logits += _left_out(columns, tf.shape(logits)[1])
     others = _other_positives(columns)
     other_positives = tf.gather_nd(logits, others)
     if hard_negatives is not None:
         no_positives = tf.tensor_scatter_nd_update(logits, others, tf.fill(tf.shape(other_positives), -math.inf))
         logits = _hardest(no_positives, hard_negatives)
         logits = tf.tensor_scatter_nd_update(logits, others, other_positives)
-    logits = tf.tensor_scatter_nd_update(logits, own, positive)
     # Written out: the softmax with loss of TensorFlow takes twice the time on a CPU.
-    largest = tf.reduce_max(logits, axis=1)
+    largest = tf.maximum(tf.reduce_max(logits, axis=1), positive)
     shares = tf.exp(logits - largest[:, tf.newaxis])
-    total = tf.reduce_sum(shares, axis=1)
-    of_each = weights / (1.0 + tf.cast(tf.math.bincount(others[:, 0], minlength=tf.size(rows)), tf.float32))
+    own_share = tf.exp(positive - largest)
+    total = tf.reduce_sum(shares, axis=1) + own_share
+    positives = tf.math.bincount(others[:, 0], minlength=tf.size(positive), dtype=tf.float32) + 1.0
+    of_each = weights / positives
     of_others = tf.gather(of_each, others[:, 0])
     found = tf.reduce_sum(of_each * positive) + tf.reduce_sum(of_others * other_positives)
     loss = tf.reduce_sum(weights * (largest + tf.math.log(total))) - found
     by_logits = shares * (weights / total)[:, tf.newaxis]
-    by_logits = tf.tensor_scatter_nd_sub(by_logits, own, of_each)
-    by_logits = tf.tensor_scatter_nd_sub(by_logits, others, of_others)
-    return loss, tf.matmul(by_logits, columns.vectors), tf.matmul(by_logits, queries, transpose_a=True)
+    if columns.also.shape[1] != 0:
+        by_logits = tf.tensor_scatter_nd_sub(by_logits, others, of_others)
+    by_own = (own_share * weights / total - of_each)[:, tf.newaxis]
+    by_queries = tf.matmul(by_logits, columns.vectors) + by_own * own_vectors
+    # Twice as fast, for narrow vectors, as transposing the logits within the product.
+    by_vectors = tf.transpose(tf.matmul(tf.transpose(queries), by_logits))
+    return loss, by_queries, tf.tensor_scatter_nd_add(by_vectors, columns.own[:, tf.newaxis], by_own * queries)
+
+
+def _left_out(columns: Columns, count: tf.Tensor) -> tf.Tensor:
+    """[batch, columns] -inf where a column is no negative of the query, its own included; else 0."""
+    left_out = tf.concat([columns.own[:, tf.newaxis], columns.left_out], axis=1)
+    weights = tf.fill(tf.shape(left_out), -math.inf)
+    return tf.raw_ops.DenseBincount(input=left_out, size=count, weights=weights, binary_output=False)
 
 
 def _other_positives(columns: Columns) -> tf.Tensor:

@@ -55,23 +55,29 @@ class RowAdam(tf.keras.optimizers.Optimizer):
         position = self._index_dict[self._var_key(variable)]
         first, second = self.first[position], self.second[position]
         step = tf.cast(self.iterations + 1, variable.dtype)
-        correction = tf.sqrt(1.0 - self.beta_2**step) / (1.0 - self.beta_1**step)
-        rate = tf.cast(self.learning_rate, variable.dtype) * correction
-        if isinstance(gradient, tf.IndexedSlices):
-            rows, values = gradient.indices, gradient.values
-            m, v = self._moments(tf.gather(first, rows), tf.gather(second, rows), values)
-            first.scatter_update(tf.IndexedSlices(m, rows))
-            second.scatter_update(tf.IndexedSlices(v, rows))
-            variable.scatter_sub(tf.IndexedSlices(rate * m / (tf.sqrt(v) + self.epsilon), rows))
-        else:
-            m, v = self._moments(first, second, gradient)
-            first.assign(m)
-            second.assign(v)
-            variable.assign_sub(rate * m / (tf.sqrt(v) + self.epsilon))
-
-    def _moments(self, first: tf.Tensor, second: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        m = self.beta_1 * first + (1.0 - self.beta_1) * gradient
-        return m, self.beta_2 * second + (1.0 - self.beta_2) * tf.square(gradient)
+        rate = tf.cast(self.learning_rate, variable.dtype)
+        if not isinstance(gradient, tf.IndexedSlices):
+            # One kernel, which reads and writes each number once.
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=first.handle,
+                v=second.handle,
+                beta1_power=self.beta_1**step,
+                beta2_power=self.beta_2**step,
+                lr=rate,
+                beta1=self.beta_1,
+                beta2=self.beta_2,
+                epsilon=self.epsilon,
+                grad=gradient,
+            )
+            return
+        rows, values = gradient.indices, gradient.values
+        m = self.beta_1 * tf.gather(first, rows) + (1.0 - self.beta_1) * values
+        v = self.beta_2 * tf.gather(second, rows) + (1.0 - self.beta_2) * tf.square(values)
+        first.scatter_update(tf.IndexedSlices(m, rows))
+        second.scatter_update(tf.IndexedSlices(v, rows))
+        rate = rate * tf.sqrt(1.0 - self.beta_2**step) / (1.0 - self.beta_1**step)
+        variable.scatter_sub(tf.IndexedSlices(rate * m / (tf.sqrt(v) + self.epsilon), rows))
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -72,7 +72,7 @@ def run(
     trained = train_model(records_artifact, preprocessing_artifact, work, model, train, warm_start)
     if not is_chief():
         return None
-    query, candidate = _plain_towers(trained, features, model, train)
+    query, candidate = plain_towers(trained, features, model, train)
     exports: tuple[tuple[Side, TowerNetwork, Path], ...] = (
         ("candidate", candidate, candidate_tower),
         ("query", query, query_tower),
@@ -110,22 +110,12 @@ def train_model(
     """
     features = check_same_features(examples, preprocessing)
     with compiled(train), build_strategy(train).scope(), precision(train):
-        records = open_training_records(
-            examples,
-            features,
-            batch_size=train.batch_size,
-            shuffle_buffer=train.shuffle_buffer,
-            seed=train.seed,
-            sample_history=train.sample_history,
-            sample_at_most=train.sample_at_most,
-            find_hidden=train.find_hidden,
-            half_life_days=train.half_life_days,
-        )
+        records = open_training_records(examples, features, train)
         candidates = records.candidates
         towers = build_towers(features, model, train.seed, train.unknown_id_share)
         if warm_start is not None:
             warm_start.apply(towers, features, preprocessing)
-        two_tower = TwoTowerModel(*towers, candidates, model, train)
+        two_tower = TwoTowerModel(*towers, candidates, records.probability, model, train)
         weights = sum(int(variable.shape.num_elements()) for variable in two_tower.trainable_variables)
         _log.info(
             "%d training examples, %d an epoch, batches of %d, %d weights",
@@ -144,7 +134,7 @@ def train_model(
     return two_tower
 
 
-def _plain_towers(
+def plain_towers(
     trained: TwoTowerModel, features: EncodedFeatures, model: ModelSection, train: TrainSection
 ) -> tuple[TowerNetwork, TowerNetwork]:
     """The trained towers as serving wants them: on one device, and in float32 however they were trained."""

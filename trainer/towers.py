@@ -149,8 +149,13 @@ def build_towers(
 
     Raises:
         SchemaError: two features give one table different sizes.
-        ConfigError: a tower's `pooling` names no sequence of its own.
+        ConfigError: a tower's `pooling` names no sequence of its own, or there is no id to hide.
     """
+    if unknown_id_share and not any(feature.type == "id" for feature in features.candidate):
+        raise ConfigError(
+            f"[train] unknown_id_share is {unknown_id_share}, but no candidate feature of [schema] is of type `id`: "
+            "leave it out"
+        )
     tables = _build_tables((*features.query, *features.candidate), model, _seeds(seed, 0))
     query = TowerNetwork(features.query, tables, model.query, model, side="query", seeds=_seeds(seed, 1))
     candidate = TowerNetwork(

@@ -112,11 +112,55 @@ def run(
         study.set_user_attr("start", search.measure({}))
         search.drop_checkpoints()
     while (done := len(_ended(study))) < tune.trials:
-        study.sampler = _sampler(seed, done)
+        study.sampler = sampler(seed, done)
         study.optimize(lambda trial: search.objective(trial, tune), n_trials=1, catch=_FAILURES)
         search.drop_checkpoints()
         _report(study, work)
     return _best(study)
+
+
+def with_settings(
+    model: ModelSection, train: TrainSection, settings: Mapping[str, Any]
+) -> tuple[ModelSection, TrainSection]:
+    """[model] and [train] with some of their keys replaced.
+
+    Args:
+        settings: `model.<key>` or `train.<key>` -> value, nested keys such as `model.query.hidden` among them; UNSET
+            leaves the key out.
+
+    Raises:
+        ConfigError: a name that is no key, or a value that its key does not take.
+    """
+    raw = {"model": model.to_dict(), "train": train.to_dict()}
+    for name, value in settings.items():
+        *parents, key = name.split(".")
+        if not parents or parents[0] not in raw:
+            raise ConfigError(f"{name!r} names no key of [model] or [train], such as 'train.learning_rate'")
+        target: Any = raw
+        for parent in parents:
+            target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise ConfigError(f"{name!r} names no key: {'.'.join(parents)} is none that has keys")
+        target.pop(key, None)
+        if value != UNSET:
+            target[key] = value
+    return parse_section(ModelSection, raw["model"]), parse_section(TrainSection, raw["train"])
+
+
+def sampler(seed: int, done: int) -> optuna.samplers.TPESampler:
+    """What chooses the settings of the next trial.
+
+    It has a seed a trial, so that a search that goes on does not begin its random numbers again.
+
+    Args:
+        done: how many trials have ended.
+    """
+    digest = hashlib.sha256(f"{seed} {done}".encode()).digest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate
+        return optuna.samplers.TPESampler(
+            seed=int.from_bytes(digest[:4]), multivariate=True, n_startup_trials=_RANDOM_TRIALS
+        )
 
 
 @dataclass(frozen=True)
@@ -139,28 +183,13 @@ class _Search:
             )
         for name, choices in tune.parameters.items():
             for value in _extremes(choices) if isinstance(choices, Range) else choices:
-                self.sections({name: value})
+                with_settings(self.model, self.train, {name: value})
 
     def identity(self, tune: TuneSection, seed: int) -> str:
         """What a search must have in common with the one whose journal it goes on with."""
         digests = [self.examples.tag.digest, self.preprocessing.tag.digest]
         facts = [digests, self.model.to_dict(), self.train.to_dict(), tune.to_dict()["parameters"], seed]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def sections(self, settings: Mapping[str, Any]) -> tuple[ModelSection, TrainSection]:
-        """The configuration's sections with some of their keys replaced."""
-        raw = {"model": self.model.to_dict(), "train": self.train.to_dict()}
-        for name, value in settings.items():
-            *parents, key = name.split(".")
-            target: Any = raw
-            for parent in parents:
-                target = target.setdefault(parent, {}) if isinstance(target, dict) else None
-            if not isinstance(target, dict):
-                raise ConfigError(f"[tune.parameters] {name!r} names no key: {'.'.join(parents)} is none that has keys")
-            target.pop(key, None)
-            if value != UNSET:
-                target[key] = value
-        return parse_section(ModelSection, raw["model"]), parse_section(TrainSection, raw["train"])
 
     def objective(self, trial: optuna.Trial, tune: TuneSection) -> float:
         """The validation recall of a trial's settings."""
@@ -175,7 +204,7 @@ class _Search:
 
     def measure(self, settings: Mapping[str, Any]) -> float:
         """Train with settings, and return the recall on the validation split."""
-        model, train = self.sections(settings)
+        model, train = with_settings(self.model, self.train, settings)
         named = json.dumps([model.to_dict(), train.to_dict()], sort_keys=True)
         folder = self.work / "trials" / hashlib.sha256(named.encode()).hexdigest()[:16]
         started = time.monotonic()
@@ -200,16 +229,6 @@ def _extremes(range_: Range) -> tuple[float, ...]:
         return range_.low, range_.high
     # The second is no whole number, which a key of whole ones must not be given.
     return range_.low, math.nextafter(range_.low, range_.high), range_.high
-
-
-def _sampler(seed: int, done: int) -> optuna.samplers.TPESampler:
-    """A seed a trial, so that a search that goes on does not begin its random numbers again."""
-    digest = hashlib.sha256(f"{seed} {done}".encode()).digest()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate
-        return optuna.samplers.TPESampler(
-            seed=int.from_bytes(digest[:4]), multivariate=True, n_startup_trials=_RANDOM_TRIALS
-        )
 
 
 def _open_study(work: Path, identity: str) -> optuna.Study:

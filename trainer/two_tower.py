@@ -26,6 +26,7 @@ class TwoTowerModel(tfrs.Model):
 
     Args:
         candidates: the catalogue that negatives are drawn from.
+        probability: [candidates] float32, each one's share of the labels; 0 for one that is no negative.
 
     Raises:
         ConfigError: a temperature to be learnt begins outside the range that it is kept in.
@@ -36,6 +37,7 @@ class TwoTowerModel(tfrs.Model):
         query_tower: TowerNetwork,
         candidate_tower: TowerNetwork,
         candidates: CandidateTable,
+        probability: tf.Tensor,
         model: ModelSection,
         train: TrainSection,
     ) -> None:
@@ -43,7 +45,7 @@ class TwoTowerModel(tfrs.Model):
         self.query_tower = query_tower
         self.candidate_tower = candidate_tower
         self.candidates = candidates
-        self.negatives = build_negatives(candidates, train)
+        self.negatives = build_negatives(candidates, probability, train)
         self._temperature = LearntTemperature(model.temperature) if model.learn_temperature else None
         self._fixed_temperature = model.temperature
         self._hard_negatives = train.hard_negatives
@@ -60,16 +62,23 @@ class TwoTowerModel(tfrs.Model):
 
         Args:
             inputs: `query` and `candidate`: name -> [batch, length], or `Repeated`; `candidate_index` [batch] int64;
-                `past` [batch, width] int64 candidate indices + 1, or 0, and `hidden` likewise; `sampling_probability`
-                [batch] in (0, 1]; `weight` [batch] by engagement, of mean 1.
+                `past` [batch, width] int64 candidate indices + 1, or 0, and `hidden` likewise; `weight` [batch] by
+                engagement, of mean 1.
 
         Returns:
-            [] float32: the weighted mean, so that the learning rate does not depend on the batch size.
+            [] float32: the weighted mean, so that the learning rate does not depend on the batch size. Of several
+            replicas, their mean is the weighted mean over all of them.
         """
         weights = example_weights(inputs["weight"])
+        total = tf.reduce_sum(weights)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas > 1:
+            # The gradients of the replicas are added up: a part whose examples weigh more must count for more.
+            context = tf.distribute.get_replica_context()
+            total = context.all_reduce(tf.distribute.ReduceOp.SUM, total) / replicas
         queries = self.query_tower(inputs["query"], training=training)
         columns = self.negatives(inputs, lambda features: self.candidate_tower(features, training=training), training)
-        return softmax_loss(queries / self.temperature, columns, weights / tf.reduce_sum(weights), self._hard_negatives)
+        return softmax_loss(queries / self.temperature, columns, weights / total, self._hard_negatives)
 
 
 class LearntTemperature(tf.Module):

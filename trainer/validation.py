@@ -22,7 +22,7 @@ from trainer.candidates import CandidateTable
 from trainer.encoding import EncodedFeatures
 from trainer.evaluation.measures import measure
 from trainer.evaluation.queries import Queries, read_catalogue, read_queries
-from trainer.evaluation.ranking import Products
+from trainer.evaluation.ranking import Only, Products
 from trainer.towers import TowerNetwork
 
 _ROWS = 16_384
@@ -44,22 +44,24 @@ class Validation:
     Args:
         queries: with candidate indices of history and targets.
         encoded: name -> [queries, length] of the query tower's features.
+        known: [candidates] whether each one was known before the split: only those are ranked.
         k: how deep a ranking is looked at.
     """
 
     queries: Queries
     encoded: Mapping[str, tf.Tensor]
     candidates: CandidateTable
+    known: NDArray[np.bool_]
     k: int
 
     def measure(self, query_tower: TowerNetwork, candidate_tower: TowerNetwork) -> Measured:
-        """Rank every candidate for every query, its own history left out.
+        """Rank every candidate known before the split for every query, its own history left out.
 
         Candidates whose features change in time have those of the newest moment of the training data.
         """
         started = time.monotonic()
         scorer = Products(embed(query_tower, self.encoded), embed(candidate_tower, self.candidates.all()))
-        means = measure(self.queries, scorer, EvaluateSection(ks=(self.k,)))
+        means = measure(self.queries, Only(scorer, self.known), EvaluateSection(ks=(self.k,)))
         return Measured(means[f"recall@{self.k}"], means[f"ndcg@{self.k}"], time.monotonic() - started)
 
 
@@ -71,7 +73,8 @@ def open_validation(
     section: TrainSection,
 ) -> Validation | None:
     """Read and encode the first `validation_queries` queries; None where the split has none."""
-    queries = read_queries(examples.path / "validation", read_catalogue(examples)).first(section.validation_queries)
+    catalogue = read_catalogue(examples)
+    queries = read_queries(examples.path / "validation", catalogue).first(section.validation_queries)
     if not len(queries):
         return None
     schema = Schema.from_json((examples / "schema.json").read_bytes())
@@ -80,7 +83,7 @@ def open_validation(
     encoded = encode(**{name: tf.constant(values) for name, values in inputs.items()})
     lengths = {feature.name: feature.length for feature in features.query}
     fixed = {name: tf.reshape(encoded[name], [-1, length]) for name, length in lengths.items()}
-    return Validation(queries, fixed, candidates, section.validation_k)
+    return Validation(queries, fixed, candidates, catalogue.known_before_validation, section.validation_k)
 
 
 def embed(tower: TowerNetwork, encoded: Mapping[str, tf.Tensor]) -> NDArray[np.float32]:

@@ -19,9 +19,6 @@ WITH counted AS (
   FROM staged_events
   WHERE event_time < {{ test_from | literal }}
   GROUP BY candidate_id
-),
-total AS (
-  SELECT SUM(labels) AS labels FROM counted
 )
 SELECT
   counted.candidate_id,
@@ -30,7 +27,5 @@ SELECT
   counted.training_events,
   counted.events_before_validation,
   counted.popular_30d,
-  counted.popular_30d_validation,
-  CASE WHEN total.labels > 0 THEN counted.labels / total.labels ELSE CAST(0 AS FLOAT64) END AS probability
+  counted.popular_30d_validation
 FROM counted
-CROSS JOIN total

@@ -1,4 +1,6 @@
 -- The rows of examples/validation and examples/test.
+--   cold  training has not seen a single event of the entity
+{% from "_training.sql" import seen %}
 {% from "_past.sql" import past_of %}
 WITH asked AS (
   SELECT query_id, event_time{{ ", UNIX_DATE(DATE(event_time)) AS day" if counts }}
@@ -32,15 +34,22 @@ lists AS (
   GROUP BY asked.query_id
 )
 {% endif %}
+, trained AS (
+  SELECT DISTINCT query_id
+  FROM staged_events
+  WHERE {{ seen() }}
+)
 SELECT
   asked.query_id AS id,
   {{ query }} AS features,
   history.candidate_ids AS history,
-  target.candidate_ids AS targets
+  target.candidate_ids AS targets,
+  trained.query_id IS NULL AS cold
 FROM asked
 JOIN queries_now AS entity ON entity.query_id = asked.query_id
 JOIN lists AS history ON history.query_id = asked.query_id AND history.part = 'history'
 JOIN lists AS target ON target.query_id = asked.query_id AND target.part = 'target'
+LEFT JOIN trained ON trained.query_id = asked.query_id
 LEFT JOIN past ON past.query_id = asked.query_id
 {% if counts %}
 LEFT JOIN query_counts ON query_counts.query_id = asked.query_id

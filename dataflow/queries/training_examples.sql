@@ -36,7 +36,6 @@ example AS (
 {% for name, value in candidate.items() %}
     {{ value }} AS {{ ("c_" ~ name) | ident }},
 {% endfor %}
-    catalogue.probability AS sampling_probability,
     (UNIX_MICROS({{ newest | literal }}) - UNIX_MICROS(label.event_time)) / 86400000000 AS age_days,
     {{ weight }} AS weight,
     CAST(

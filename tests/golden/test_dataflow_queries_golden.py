@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -274,11 +274,11 @@ def test_the_catalogue_counts_what_was_known_when(warehouse: Warehouse) -> None:
         ("g", 4, 0, 0, 0, 1, 0),
     ]
     assert rows(warehouse, render("catalogue_rows")) == [
-        (0, "b", 1, 2, 0, 1 / 3),
-        (1, "c", 1, 2, 1, 1 / 3),
-        (2, "d", 1, 2, 1, 1 / 3),
-        (3, "a", 0, 1, 0, 0.0),
-        (4, "g", 0, 1, 0, 0.0),
+        (0, "b", 1, 2, 0, True),
+        (1, "c", 1, 2, 1, True),
+        (2, "d", 1, 2, 1, True),
+        (3, "a", 0, 1, 0, True),  # no label, but known: ann has it on day 1
+        (4, "g", 0, 1, 0, False),  # bob's of day 4 is the first
     ]
 
 
@@ -332,11 +332,7 @@ def test_training_examples_know_only_what_is_strictly_before(warehouse: Warehous
     assert [row["q_busy"] for row in found] == [0.0, 2.0, 2.0]
     assert [row["newest_past_time"] for row in found] == [day(1), day(1), day(1)]
     assert [row["weight"] for row in found] == [1.0, 1.0, 1.0]
-    assert [(row["candidate_index"], row["sampling_probability"], row["age_days"]) for row in found] == [
-        (0, 1 / 3, 2.0),
-        (1, 1 / 3, 0.0),
-        (2, 1 / 3, 0.0),
-    ]
+    assert [(row["candidate_index"], row["age_days"]) for row in found] == [(0, 2.0), (1, 0.0), (2, 0.0)]
     # printf '1 ann b' | md5sum | cut -c1-15, read as hexadecimal
     hashes = [0x892D0192DA2484A, 0x4A6D28AB453C4F8, 0xA3A40B87D9C559B]
     assert [row["order_hash"] for row in found] == hashes
@@ -378,11 +374,34 @@ def test_interactions_are_what_training_may_see_by_entity(warehouse: Warehouse) 
     assert warehouse.rows(render("interactions", newest=day(3), entities_of_million=0)) == []
 
 
-def test_label_ages_are_whole_days_before_the_newest(warehouse: Warehouse) -> None:
-    found = rows(warehouse, render("label_ages", newest=day(3)))
-    assert sum(examples for _, examples in found) == len(training(warehouse, 2))
-    ages = sorted(int(row["age_days"]) for row in training(warehouse, 2))
-    assert [int(age) for age, examples in found for _ in range(int(examples))] == ages
+def test_labels_are_counted_by_candidate_and_age_in_whole_hours(warehouse: Warehouse) -> None:
+    # ann's b of day 1, and c and d of day 3, the newest; a is no label. 90 minutes more are one whole hour.
+    for newest, hours in ((day(3), 0), (day(3) + timedelta(minutes=90), 1)):
+        assert rows(warehouse, render("labels", newest=newest)) == [
+            (0, 48 + hours, 1),  # b
+            (1, hours, 1),  # c
+            (2, hours, 1),  # d
+        ]
+
+
+@pytest.mark.parametrize("paired", ["candidate_pairs"], indirect=True)
+def test_a_label_counts_once_for_each_pair_that_has_it(warehouse: Warehouse, paired: str) -> None:
+    # Pairs of neighbours: ann's a b c d give a and d one each, b and c two; bob's b c one each, of day 2.
+    # The catalogue is b 3, c 3, a 1, d 1.
+    assert rows(warehouse, "SELECT candidate_id, labels FROM catalogue ORDER BY candidate_index")[:4] == [
+        ("b", 3),
+        ("c", 3),
+        ("a", 1),
+        ("d", 1),
+    ]
+    assert rows(warehouse, render("labels", newest=day(3))) == [
+        (0, 24, 1),  # bob's b
+        (0, 48, 2),  # ann's b, beside a and beside c
+        (1, 0, 2),  # ann's c, beside b and beside d
+        (1, 24, 1),  # bob's c
+        (2, 48, 1),  # ann's a
+        (3, 0, 1),  # ann's d
+    ]
 
 
 def test_known_candidates_stand_in_the_order_of_their_index(warehouse: Warehouse) -> None:
@@ -461,7 +480,6 @@ def test_candidate_pairs_are_neighbours_in_both_directions(warehouse: Warehouse,
         ("bob", "c", ["b"]),
     ]
     assert len({row["order_hash"] for row in found}) == 8
-    assert [row["sampling_probability"] for row in found[:2]] == [1 / 8, 3 / 8]
     assert rows(warehouse, render("newest_example")) == [(day(3), 8)]
     assert rows(warehouse, "SELECT query_id, examples FROM training_entities ORDER BY query_id") == [("ann", 3)]
 
@@ -620,12 +638,14 @@ def test_evaluation_queries_have_features_history_and_targets(warehouse: Warehou
             "features": {"busy": 0.0, "country": None, "history": ["a", "d"], "prices": [1.0, 4.0], "when": day(5, 12)},
             "history": ["a", "d"],
             "targets": ["b"],
+            "cold": True,
         },
         {
             "id": "dan",  # features keep the last two; the history, which rankings leave out, is whole
             "features": {"busy": 1.0, "country": None, "history": ["b", "d"], "prices": [2.0, 4.0], "when": day(5)},
             "history": ["c", "b", "d"],
             "targets": ["a"],
+            "cold": True,  # held out
         },
     ]
 

@@ -55,6 +55,7 @@ def test_every_measure_equals_the_plain_one(evaluation, threads, exclude_history
         [np.array(h, dtype=np.int64) for h in history],
         [np.array(t, dtype=np.int64) for t in targets],
         np.array(held_out),
+        np.zeros(len(rows), dtype=bool),
     )
     ranked = rank(Rows(rows), queries, depth_for(queries, ks), exclude_history=exclude_history, threads=threads)
     found = means(query_measures(ranked, queries.held_out, ks)) | {f"coverage@{k}": coverage(ranked, k) for k in ks}

@@ -64,7 +64,7 @@ ROWS = pa.schema(
         ("c_trend", pa.float64()),
         ("past", pa.list_(pa.int64())),
         ("candidate_index", pa.int64()),
-        *((name, pa.float64()) for name in ("sampling_probability", "age_days", "weight")),
+        *((name, pa.float64()) for name in ("age_days", "weight")),
         ("order_hash", pa.int64()),
     ]
 )
@@ -127,7 +127,6 @@ def row(order_hash: int, candidate: int | None = None, **given: Any) -> dict[str
     return {
         **dict.fromkeys(ROWS.names),
         "candidate_index": order_hash % CANDIDATES if candidate is None else candidate,
-        "sampling_probability": 0.25,
         "age_days": float(order_hash),
         "weight": 2.0,
         "order_hash": order_hash,
@@ -193,7 +192,6 @@ def test_a_record_holds_exactly_its_row(step: Step, train: Path, tmp_path: Path)
         "query/prices": [2.0, 3.0, 0.0],
         "candidate/trend": [4.0, 0.0],
         "candidate_index": [0],
-        "sampling_probability": [0.25],
         "age_days": [7.0],
         "weight": [2.0],
     }
@@ -205,7 +203,6 @@ def test_a_record_holds_exactly_its_row(step: Step, train: Path, tmp_path: Path)
         "query/prices": [0.0, 0.0, 1.0],
         "candidate/trend": [0.0, 1.0],
         "candidate_index": [9],
-        "sampling_probability": [0.25],
         "age_days": [9.0],
         "weight": [2.0],
     }

@@ -388,8 +388,12 @@ def test_candidate_pairs_are_all_that_stand_near_each_other(world: World, tmp_pa
     rows = exported(world, tmp_path / "work", section(world.folder, pairing="candidate_pairs", window=window))
     assert pairs_of(rows) == sorted(expected)
     assert len({row["order_hash"] for row in rows}) == len(rows)
-    labels = Counter(label for _, label, _ in expected)
-    assert all(r["sampling_probability"] == pytest.approx(labels[r["label"]] / len(rows)) for r in rows)
+    examples = tmp_path / "work" / "examples"
+    ids = pq.read_table(examples / "catalogue.parquet").column("id").to_pylist()
+    counts: Counter[str] = Counter()
+    for row in pq.read_table(examples / "labels.parquet").to_pylist():
+        counts[ids[row["candidate"]]] += row["examples"]
+    assert counts == Counter(label for _, label, _ in expected)
 
 
 def test_pairs_of_candidates_need_a_feature_of_the_other_one(world: World, tmp_path: Path) -> None:
@@ -410,10 +414,7 @@ def test_labels_older_than_max_age_days_are_filtered_by_name(world: World, tmp_p
 
 
 def test_records_hold_exact_numbers(world: World, made: Path) -> None:
-    examples = expected_examples(world)
-    labels = Counter(label for _, label, _ in examples)
     times = {(entity, c): time for entity, events in world.used.items() for time, _, c in events}
-    newest = max(times[entity, label] for entity, label, _ in examples)
     training = Counter(
         candidate
         for entity, events in world.used.items()
@@ -427,14 +428,34 @@ def test_records_hold_exact_numbers(world: World, made: Path) -> None:
     who = vocabulary(made, "query_who")
     for record in records(made):
         label, entity = track[record["candidate/track"][0]], who[record["query/who"][0]]
-        assert record["sampling_probability"] == [pytest.approx(labels[label] / len(examples))]
-        assert record["age_days"] == [pytest.approx((newest - times[entity, label]) / timedelta(days=1))]
         price = (priced[label] - np.mean(prices)) / np.std(prices) if label in priced else 0.0
         assert record["candidate/price"] == [pytest.approx(price, abs=1e-5), float(label not in priced)]
         image = world.candidates[label]["image"]
         assert record["candidate/image"] == (image or [0.0, 0.0])
         hour = times[entity, label].hour
         assert record["query/when"][:2] == pytest.approx([np.sin(hour * np.pi / 12), np.cos(hour * np.pi / 12)])
+
+
+def test_labels_are_counted_by_candidate_and_age_and_records_have_their_age(world: World, made: Path) -> None:
+    times = {(entity, c): time for entity, events in world.used.items() for time, _, c in events}
+    labels = [(label, times[entity, label]) for entity, label, _ in expected_examples(world)]
+    newest = max(time for _, time in labels)
+    table = pq.read_table(made / "examples" / "labels.parquet")
+    assert table.schema.names == ["candidate", "age_hours", "examples"]
+    assert table.schema.types == [pa.int32(), pa.int32(), pa.int64()]
+    ids = pq.read_table(made / "examples" / "catalogue.parquet").column("id").to_pylist()
+    found = {(ids[row["candidate"]], row["age_hours"]): row["examples"] for row in table.to_pylist()}
+    assert found == Counter((label, (newest - time) // timedelta(hours=1)) for label, time in labels)
+    assert table.num_rows == len(found)
+    ages = []
+    for file in (made / "examples" / "train").iterdir():
+        for record in tf.data.TFRecordDataset(str(file), "GZIP").as_numpy_iterator():
+            feature = tf.train.Example.FromString(record).features.feature
+            assert "sampling_probability" not in feature
+            ages.append((ids[feature["candidate_index"].int64_list.value[0]], feature["age_days"].float_list.value[0]))
+    expected = sorted((label, (newest - time) / timedelta(days=1)) for label, time in labels)
+    assert [label for label, _ in sorted(ages)] == [label for label, _ in expected]
+    assert [age for _, age in sorted(ages)] == pytest.approx([age for _, age in expected], abs=1e-4)
 
 
 @pytest.mark.parametrize("tower", ["query", "candidate"])
@@ -497,7 +518,13 @@ def test_the_catalogue_is_what_was_known_before_the_test_cut(world: World, made:
         ]
         assert row["popular_30d_validation"] == sum(cut - month <= time < cut for time in seen)
     assert [row["count"] for row in rows] == sorted((row["count"] for row in rows), reverse=True)
-    assert sum(row["probability"] for row in rows) == pytest.approx(1.0)
+    known = {
+        candidate
+        for entity, events in world.used.items()
+        for time, _, candidate in events
+        if time < CUTS["validation_from"] and not held_out(entity)
+    }
+    assert {row["id"] for row in rows if row["known_before_validation"]} == known
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -520,11 +547,13 @@ def test_evaluation_queries_are_those_that_plain_python_derives(world: World, ma
             before, later = ordered[:2], ordered[2:]
         targets = [candidate for candidate in later if candidate in known]
         if targets:
-            expected[entity] = (before, targets)
+            cold = held_out(entity) or events[0][0] >= CUTS["validation_from"]
+            expected[entity] = (before, targets, cold)
     table = pq.read_table(made / "examples" / split)
     assert table.schema.field("features").type == features_type(Schema.model_validate(SCHEMA), "query")
     rows = table.to_pylist()
-    assert {row["id"]: (row["history"], row["targets"]) for row in rows} == expected
+    assert {row["id"]: (row["history"], row["targets"], row["cold"]) for row in rows} == expected
+    assert {row["cold"] for row in rows} == {True, False}
     assert all(row["features"]["history"] == row["history"][-MAX_HISTORY:] for row in rows)
     assert len(expected) > 3
 
@@ -662,6 +691,7 @@ def test_a_held_out_target_is_in_no_count_and_not_known_by_itself(tmp_path: Path
     made = generate(tmp_path / "out", section(folder, tables=tables, seed_events=3), schema)
     catalogue = {row["id"]: row for row in pq.read_table(made / "examples" / "catalogue.parquet").to_pylist()}
     assert catalogue["secret"]["popular_30d_validation"] == 0
+    assert {row["id"] for row in catalogue.values() if not row["known_before_validation"]} == {"secret"}
     candidates = {row["id"]: row for row in pq.read_table(made / "examples" / "validation_candidates").to_pylist()}
     assert candidates["secret"]["features"]["trend"] == 0.0
     queries = pq.read_table(made / "examples" / "validation").to_pylist()

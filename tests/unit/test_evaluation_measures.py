@@ -24,6 +24,7 @@ from trainer.evaluation.queries import Queries
 from trainer.evaluation.ranking import (
     UNRANKED,
     HistorySums,
+    Only,
     Products,
     Ranking,
     SameForAll,
@@ -39,7 +40,8 @@ def bools(*rows: str) -> np.ndarray:
 
 def queries_of(history: list[list[int]], targets: list[list[int]], held_out: list[int] | None = None) -> Queries:
     arrays = [[np.array(of, dtype=np.int64) for of in lists] for lists in (history, targets)]
-    return Queries(pa.array([{}] * len(targets)), *arrays, np.array(held_out or [len(t) for t in targets]))
+    counts = np.array(held_out or [len(t) for t in targets])
+    return Queries(pa.array([{}] * len(targets)), *arrays, counts, np.zeros(len(targets), dtype=bool))
 
 
 def test_recall_divides_by_all_that_was_held_out():
@@ -149,6 +151,23 @@ def test_scores_are_products_of_vectors_or_sums_over_the_history():
     assert out.tolist() == [[2, 1.5], [2, 0.5], [0, 0]]
     sums.score(slice(1, 3), out[:2])
     assert out.tolist() == [[2, 0.5], [0, 0], [0, 0]]
+
+
+def test_only_what_is_ranked_has_a_rank():
+    # Scores .9 .5 .7 .1; candidate 0 would have won, and is out: the order is 2, 1, 3.
+    scores = SameForAll(np.array([0.9, 0.5, 0.7, 0.1], dtype=np.float32))
+    only = Only(scores, np.array([False, True, True, True]))
+    assert only.candidates == 4
+    queries = queries_of([[], [2], []], [[2], [1], [0]])
+    ranking = rank(only, queries, 4, exclude_history=True)
+    assert ranking.top.tolist() == [[2, 1, 3, -1], [1, 3, -1, -1], [2, 1, 3, -1]]
+    assert ranking.first.tolist() == [0, 0, UNRANKED]  # what is not ranked is found by nothing
+    assert measure(queries, only, EvaluateSection(ks=(1,)))["recall@1"] == pytest.approx(2 / 3)
+    # Without it nobody's first is a target but that of the third, which is candidate 0.
+    assert measure(queries, scores, EvaluateSection(ks=(1,)))["hit_rate@1"] == pytest.approx(1 / 3)
+    out = np.empty((2, 4), dtype=np.float32)
+    only.score(slice(1, 3), out)
+    np.testing.assert_array_equal(out, np.array([[-np.inf, 0.5, 0.7, 0.1]] * 2, np.float32))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -35,7 +37,7 @@ SCHEMA = Schema.model_validate(
 
 def catalogue_of(counts: list[float]) -> Catalogue:
     count = np.array(counts, dtype=np.float32)
-    return Catalogue(pa.array([f"c{i}" for i in range(len(counts))]), count, count, count)
+    return Catalogue(pa.array([f"c{i}" for i in range(len(counts))]), count, count, count, np.ones(len(counts), bool))
 
 
 def members(slices: list[Slice]) -> dict[tuple[str, str, str], list[int]]:
@@ -60,7 +62,9 @@ def test_a_candidate_that_begins_within_a_third_belongs_to_it():
 
 def test_standard_slices():
     queries = queries_of([[], [0], [0, 1, 2, 3], list(range(5)), list(range(60))], [[1]] * 5)
+    queries = replace(queries, cold=np.array([True, False, False, True, False]))
     found = members(standard_slices(queries, catalogue_of([6, 3, 0, 0])))
+    assert (found["queries", "training", "cold"], found["queries", "training", "warm"]) == ([0, 3], [1, 2, 4])
     assert [found["queries", "history", value] for value in ("0", "1 to 4", "5 to 9", "10 to 19", "50 or more")] == [
         [0],
         [1, 2],

@@ -57,13 +57,21 @@ def test_the_gradient_goes_to_the_ids_present_in_equal_shares(size: str) -> None
     np.testing.assert_allclose(tf.convert_to_tensor(gradient), expected, rtol=1e-6)
 
 
-def test_the_gradient_of_single_ids_and_elements_is_sparse() -> None:
+@pytest.mark.parametrize("is_large", [True, False])
+def test_the_gradient_of_single_ids_and_elements(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_LARGE_TABLE", 0 if is_large else 100)
     single = IdsPresent(table(), "f")
     sequence = PooledSequence(table(), 2, MeanWeights(), "s")
-    for layer, ids in ((single, [[2], [3]]), (sequence, [[2, 3], [4, 0]])):
+    for layer, ids, expected in (
+        (single, [[2], [3], [3], [0]], [0, 0, 1, 2, 0, 0]),
+        # The mean of 2 and 3, then 4 alone.
+        (sequence, [[2, 3], [4, 0]], [0, 0, 0.5, 0.5, 1, 0]),
+    ):
         with tf.GradientTape() as tape:
             total = tf.reduce_sum(layer(tf.constant(ids)))
-        assert isinstance(tape.gradient(total, layer.table.embeddings), tf.IndexedSlices)
+        gradient = tape.gradient(total, layer.table.embeddings)
+        assert isinstance(gradient, tf.IndexedSlices) == is_large
+        np.testing.assert_allclose(tf.convert_to_tensor(gradient), np.repeat([expected], 2, axis=0).T)
 
 
 # ---- poolings: vectors of 3 distinct elements, of which the first is padding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lockstep.errors import ConfigError, InputMismatchError, VersionMismatchError
+from lockstep.errors import ConfigError, DataError, InputMismatchError, VersionMismatchError
 from lockstep.model_sections import EvaluateSection, ModelSection, TrainSection
 from lockstep.tags import Kind, open_artifact, read_tag, write_tag
 from lockstep.towers import Tower
 from lockstep.version import ModelVersion
 from tests.unit.trainer_artifacts import (
+    CANDIDATES,
     GROUPS,
     IDS,
     PER_GROUP,
@@ -24,7 +26,9 @@ from tests.unit.trainer_artifacts import (
     TITLES,
     Artifacts,
     candidate_features,
+    forget,
     make_artifacts,
+    retag,
 )
 from trainer import evaluate, task
 from trainer.evaluation.page import render
@@ -87,8 +91,7 @@ def write_interactions(made: Artifacts) -> None:
     columns = {"query": pa.array([q for q, _ in taken], pa.int32()), "candidate": pa.array([c for _, c in taken])}
     ages = pa.array(np.ones(len(taken)), pa.float32())
     pq.write_table(pa.table({**columns, "age_days": ages}), made.examples / "interactions.parquet")
-    tag = read_tag(made.examples)
-    write_tag(made.examples, Kind.EXAMPLES, run=tag.run, schema=tag.schema, rows=tag.rows)
+    retag(made.examples)
 
 
 def report_of(evaluated: Evaluated) -> dict:
@@ -129,6 +132,37 @@ def test_popularity_is_measured_on_the_same_split(evaluated):
         for row in rows
     ]
     assert report_of(evaluated)["test"]["popularity"]["recall@10"] == pytest.approx(np.mean(found))
+
+
+def test_the_validation_split_ranks_only_what_was_known_before_it(evaluated, tmp_path, monkeypatch):
+    """Without the most popular candidate of each group, which stood first in every ranking by popularity."""
+    made = Artifacts(tmp_path / "examples", evaluated.made.preprocessing, evaluated.made.entities)
+    shutil.copytree(evaluated.made.examples, made.examples)
+    unknown = range(0, CANDIDATES, PER_GROUP)
+    forget(made.examples, *unknown)
+    # The towers are of the examples as they were.
+    monkeypatch.setattr(evaluate, "_check_tower", lambda tower, examples: None)
+    evaluated.run(tmp_path / "evaluation", made)
+    report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    before = report_of(evaluated)
+    assert report["test"] == before["test"]
+    assert (report["validation"]["candidates"], report["test"]["candidates"]) == (114, 120)
+    table = pq.read_table(made.examples / "validation")
+    candidates = Tower.open(evaluated.root / "candidate_tower", Kind.CANDIDATE_TOWER, V3)
+    queries = Tower.open(evaluated.root / "query_tower", Kind.QUERY_TOWER, V3)
+    products = (
+        queries.embed(table["features"].combine_chunks()).vectors
+        @ candidates.embed(candidate_features(list(IDS), list(TITLES))).vectors.T
+    )
+    counts = pq.read_table(made.examples / "catalogue.parquet")["popular_30d_validation"].to_numpy()
+    for name, scores in (("model", products), ("popularity", np.tile(counts, (len(products), 1)))):
+        found = []
+        for row, of_query in zip(table.to_pylist(), scores, strict=True):
+            left_out = {*(IDS[index] for index in unknown), *row["history"]}
+            ranked = [IDS[i] for i in np.argsort(-of_query, kind="stable") if IDS[i] not in left_out]
+            found.append(len(set(ranked[:10]) & set(row["targets"])) / len(row["targets"]))
+        assert report["validation"][name]["recall@10"] == pytest.approx(np.mean(found), abs=1e-6)
+        assert report["validation"][name]["recall@10"] != before["validation"][name]["recall@10"]
 
 
 def test_running_again_gives_the_same_bytes(evaluated, tmp_path):
@@ -196,6 +230,15 @@ def test_a_baseline_that_does_not_fit_is_left_out_and_the_report_says_so(evaluat
     assert reason in (tmp_path / "evaluation" / "report.html").read_text()
 
 
+def test_examples_of_an_earlier_version_are_refused(tmp_path):
+    examples = make_artifacts(tmp_path, rows=20, queries=1).examples
+    table = pq.read_table(examples / "catalogue.parquet")
+    pq.write_table(table.drop_columns("known_before_validation"), examples / "catalogue.parquet")
+    retag(examples)
+    with pytest.raises(DataError, match="an earlier version of Lockstep made it; rerun generate_examples"):
+        read_catalogue(open_artifact(examples, Kind.EXAMPLES))
+
+
 def test_repeated_targets_count_once(tmp_path, evaluated):
     (tmp_path / "test").mkdir()
     rows = pq.read_table(evaluated.made.examples / "test").slice(0, 2).to_pydict()
@@ -213,7 +256,8 @@ def _types() -> dict[str, pa.DataType]:
     from lockstep.features import features_type
 
     strings = pa.list_(pa.string())
-    return {"id": pa.string(), "features": features_type(SCHEMA, "query"), "history": strings, "targets": strings}
+    lists = {"history": strings, "targets": strings}
+    return {"id": pa.string(), "features": features_type(SCHEMA, "query"), **lists, "cold": pa.bool_()}
 
 
 def test_towers_of_another_version_are_refused(evaluated, tmp_path):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from trainer.frequency import GivenFrequency, StreamingFrequency
+from trainer.frequency import StreamingFrequency
 
 
-def observe(frequency, indices, given=None) -> None:
-    given = given if given is not None else [0.0] * len(indices)
-    tf.function(frequency.observe)(tf.constant(indices, tf.int64), tf.constant(given, tf.float32))
+def observe(frequency, indices) -> None:
+    tf.function(frequency.observe)(tf.constant(indices, tf.int64))
 
 
-def probability(frequency, indices, given=()) -> np.ndarray:
-    return frequency.probability(tf.constant(indices, tf.int64), tf.constant(given, tf.float32)).numpy()
+def probability(frequency, indices) -> np.ndarray:
+    return frequency.probability(tf.constant(indices, tf.int64)).numpy()
 
 
 def test_gaps_worked_out_by_hand():
@@ -45,7 +44,7 @@ def test_the_estimate_becomes_the_probability_also_of_what_is_in_every_batch():
     step = tf.function(frequency.observe)
     rng = np.random.default_rng(0)
     for _ in range(1_000):
-        step(tf.constant(rng.choice(5, size=32, p=truth)), tf.zeros(32))
+        step(tf.constant(rng.choice(5, size=32, p=truth)))
     np.testing.assert_allclose(probability(frequency, range(5)), truth, rtol=0.15)
 
 
@@ -55,12 +54,5 @@ def test_the_estimate_follows_a_change():
     rng = np.random.default_rng(0)
     for share in (0.9, 0.2):
         for _ in range(400):
-            step(tf.constant(rng.choice(2, size=16, p=[share, 1 - share])), tf.zeros(16))
+            step(tf.constant(rng.choice(2, size=16, p=[share, 1 - share])))
     np.testing.assert_allclose(probability(frequency, [0, 1]), [0.2, 0.8], rtol=0.2)
-
-
-def test_given_probabilities_are_kept_for_candidates_drawn_otherwise():
-    frequency = GivenFrequency(candidates=4)
-    observe(frequency, [2, 0, 2], [0.2, 0.1, 0.2])
-    # The first is of the batch, with a probability of its own; 3 has never been a label.
-    np.testing.assert_allclose(probability(frequency, [1, 0, 2, 3], [0.7]), [0.7, 0.1, 0.2, 0.0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,14 +9,23 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from lockstep.errors import TrainingError
-from lockstep.tags import Artifact, Kind, open_artifact, read_tag, write_tag
-from tests.unit.trainer_artifacts import CANDIDATES, LENGTH, Artifacts, make_artifacts
+from lockstep.errors import ConfigError, TrainingError
+from lockstep.model_sections import TrainSection
+from lockstep.schema import Schema
+from lockstep.tags import Artifact, Kind, open_artifact
+from tests.unit.trainer_artifacts import (
+    CANDIDATES,
+    LENGTH,
+    SCHEMA,
+    Artifacts,
+    forget,
+    make_artifacts,
+    retag,
+    write_labels,
+)
 from trainer import input_pipeline
 from trainer.encoding import Repeated, read_encoded_features
 from trainer.input_pipeline import TrainingRecords, open_training_records, sample_past
@@ -38,8 +46,8 @@ def opened(made: Artifacts) -> Artifact:
 
 def records_of(made: Artifacts, **settings: object) -> TrainingRecords:
     examples = opened(made)
-    settings = {"batch_size": 100, "shuffle_buffer": 10_000, "seed": 3} | settings
-    return open_training_records(examples, read_encoded_features(examples / "features.json"), **settings)
+    section = TrainSection.model_validate({"batch_size": 100, "shuffle_buffer": 10_000, "seed": 3} | settings)
+    return open_training_records(examples, read_encoded_features(examples / "features.json"), section)
 
 
 def moods(batches: tf.data.Dataset) -> list[list[float]]:
@@ -49,11 +57,6 @@ def moods(batches: tf.data.Dataset) -> list[list[float]]:
 
 def joined(lists: Iterable[list[float]]) -> list[float]:
     return list(chain.from_iterable(lists))
-
-
-def retag(made: Artifacts) -> None:
-    tag = read_tag(made.examples)
-    write_tag(made.examples, Kind.EXAMPLES, run=tag.run, schema=tag.schema, rows=tag.rows)
 
 
 def seed_of(number: int) -> tf.Tensor:
@@ -116,7 +119,42 @@ def test_a_batch_joins_records_to_their_candidates(made):
     assert past.shape == (50, LENGTH)
     # The id of candidate i is i + 2, so that of `past` is one more, where anything stands.
     np.testing.assert_array_equal(tf.gather(history.elements, history.places)[..., 0], np.where(past > 0, past + 1, 0))
-    assert (batch["weight"].dtype, batch["age_days"].dtype) == (tf.float32, tf.float32)
+    assert batch["weight"].dtype == tf.float32
+    assert set(batch) == {"query", "candidate", "candidate_index", "past", "hidden", "weight"}
+
+
+def test_a_batch_of_all_records_has_as_many_for_each_replica(made, tmp_path):
+    """1,000 records are 333 for each of three replicas, and one is left out."""
+
+    class OfThree:
+        num_replicas_in_sync = 3
+
+    def of_three(made: Artifacts, **settings: object) -> TrainingRecords:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tf.distribute, "get_strategy", OfThree)
+            return records_of(made, **settings)
+
+    records = of_three(made, batch_size=5_000)
+    assert (records.batch_size, records.steps_per_epoch, records.kept) == (999, 1, 1_000)
+    assert [len(part) for part in moods(records.batches(0, replicas=3))] == [333] * 3
+    # What was asked for and fits is not changed: whether replicas can share it is the loop's to say.
+    assert of_three(made, batch_size=100).batch_size == 100
+    few = make_artifacts(tmp_path, rows=5, queries=1)
+    assert records_of(few, batch_size=100).batch_size == 5
+    with pytest.raises(TrainingError, match=r"needs at least 2 for each of 3 replicas"):
+        of_three(few, batch_size=100)
+
+
+def test_a_part_of_a_history_takes_a_feature_of_the_history(tmp_path):
+    made = make_artifacts(tmp_path, rows=20, queries=1)
+    declared = SCHEMA.model_dump(mode="json", exclude_none=True)
+    without = Schema.model_validate({**declared, "query": {"mood": {"type": "numeric"}}})
+    assert without.max_history == 0
+    (made.examples / "schema.json").write_bytes(without.to_json())
+    retag(made.examples)
+    with pytest.raises(ConfigError, match=r"sample_history is 0\.5, but no query feature .* is of the history"):
+        records_of(made, sample_history=0.5)
+    assert records_of(made).past_length == 0
 
 
 def test_a_record_of_another_layout_is_an_error(made):
@@ -190,8 +228,13 @@ def test_every_element_and_every_pair_is_shown_equally_often():
 
 
 def ages_by_mood(made: Artifacts) -> dict[float, float]:
-    batch = next(iter(records_of(made, batch_size=ROWS).batches(0)))
-    return dict(zip(batch["query"]["mood"].numpy()[:, 0].tolist(), batch["age_days"].numpy().tolist(), strict=True))
+    """Days by what names a record, read from the files."""
+    ages = {}
+    for record in tf.data.TFRecordDataset(list(records_of(made).files), "GZIP").as_numpy_iterator():
+        feature = tf.train.Example.FromString(record).features.feature
+        ages[feature["query/mood"].float_list.value[0]] = feature["age_days"].float_list.value[0]
+    assert len(ages) == ROWS
+    return ages
 
 
 def drawn(records: TrainingRecords, epoch: int) -> list[float]:
@@ -224,30 +267,64 @@ def test_an_epoch_never_promises_more_than_it_draws(made):
         assert [len(batch) for batch in moods(records.batches(epoch))] == [records.kept]
 
 
-def test_the_probability_of_a_candidate_is_its_share_of_what_epochs_draw(made):
-    batch = next(iter(records_of(made, half_life_days=HALF_LIFE).batches(0)))
-    table = pq.read_table(made.examples / "interactions.parquet").to_pydict()
+@pytest.mark.parametrize("half_life_days", [None, HALF_LIFE])
+def test_the_probability_of_a_candidate_is_its_share_of_what_epochs_draw(made, half_life_days):
+    records = records_of(made, half_life_days=half_life_days)
     weight = np.zeros(CANDIDATES)
-    for candidate, age in zip(table["candidate"], table["age_days"], strict=True):
-        weight[candidate] += 2.0 ** (-age / HALF_LIFE)
-    assert weight.min() > 0
-    shares = (weight / weight.sum())[batch["candidate_index"].numpy()]
-    np.testing.assert_allclose(batch["sampling_probability"], shares, rtol=1e-4)
-    recorded = next(iter(records_of(made).batches(0)))["sampling_probability"].numpy()
-    assert np.abs(recorded / shares - 1).max() > 0.1  # which are others
+    for record in tf.data.TFRecordDataset(list(records.files), "GZIP").as_numpy_iterator():
+        feature = tf.train.Example.FromString(record).features.feature
+        (candidate,), (age,) = feature["candidate_index"].int64_list.value, feature["age_days"].float_list.value
+        weight[candidate] += 1.0 if half_life_days is None else 2.0 ** (-age / half_life_days)
+    labels = np.flatnonzero(weight)
+    assert len(labels) > 100
+    # Ages are counted in whole hours, of which one is 2 ** (1 / 720), a thousandth.
+    found, precision = records.probability.numpy(), 1e-6 if half_life_days is None else 1e-3
+    np.testing.assert_allclose(found[labels], weight[labels] / weight.sum(), rtol=precision)
+    assert records.probability.dtype == tf.float32
 
 
-def test_a_candidate_without_events_has_half_the_share_of_the_rarest(tmp_path):
-    made = make_artifacts(tmp_path, rows=200, queries=1)
-    # 1 + 1/2 of candidate 7, 1/4 of candidate 9, so 1/8 of all others; 7/4 together.
-    columns = {"query": [0, 1, 1], "candidate": [7, 7, 9], "age_days": pa.array([0.0, 30.0, 60.0], pa.float32())}
-    pq.write_table(pa.table(columns), made.examples / "interactions.parquet")
-    retag(made)
-    records = records_of(made, half_life_days=30.0)
-    expected = np.full(CANDIDATES, (1 / 8) / (7 / 4))
-    expected[[7, 9]] = (3 / 2) / (7 / 4), (1 / 4) / (7 / 4)
-    np.testing.assert_allclose(records.probability, expected, rtol=1e-6)
-    assert records_of(made).probability is None
+def with_labels(folder: Path, labels: dict[tuple[int, int], int], *unknown: int) -> Artifacts:
+    """Examples of these labels: (candidate, age in hours) -> how many."""
+    made = make_artifacts(folder, rows=200, queries=1)
+    write_labels(made.examples, labels)
+    forget(made.examples, *unknown)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("half_life_days", "of_7", "of_9"),
+    [
+        (None, 4.0, 1.0),
+        # 3 + 1/2 of candidate 7, 1/4 of candidate 9.
+        (30.0, 7 / 2, 1 / 4),
+    ],
+)
+def test_what_is_no_label_has_half_the_share_of_the_rarest(tmp_path, half_life_days, of_7, of_9):
+    made = with_labels(tmp_path, {(7, 0): 3, (7, 30 * 24): 1, (9, 60 * 24): 1})
+    section = {"half_life_days": half_life_days, "batch_size": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(input_pipeline, "_kept", lambda *_: 2)  # of so few labels an epoch would promise none
+        probability = records_of(made, **section).probability
+    expected = np.full(CANDIDATES, of_9 / 2)
+    expected[[7, 9]] = of_7, of_9
+    np.testing.assert_allclose(probability, expected / (of_7 + of_9), rtol=1e-6)
+
+
+def test_a_candidate_that_was_not_known_before_the_validation_cut_has_no_probability(tmp_path):
+    probability = records_of(with_labels(tmp_path, {(7, 0): 3, (9, 5): 1}, 3, 119)).probability.numpy()
+    assert np.flatnonzero(probability == 0).tolist() == [3, 119]
+    np.testing.assert_allclose(probability[[2, 7, 9]], [1 / 8, 3 / 4, 1 / 4], rtol=1e-6)
+
+
+def test_the_rarest_label_may_be_a_label_twice(tmp_path):
+    probability = records_of(with_labels(tmp_path, {(7, 0): 4, (9, 0): 2})).probability.numpy()
+    np.testing.assert_allclose(probability[[2, 7, 9]], [1 / 6, 4 / 6, 2 / 6], rtol=1e-6)
+
+
+def test_what_is_known_has_a_probability_however_old_its_labels_are(tmp_path):
+    made = with_labels(tmp_path, {(7, 0): 100, (9, 200 * 24): 1})
+    probability = records_of(made, half_life_days=1.0, batch_size=2).probability.numpy()
+    assert np.all(probability > 0)
 
 
 def test_an_epoch_that_would_draw_nothing_is_refused(made):
@@ -257,13 +334,15 @@ def test_an_epoch_that_would_draw_nothing_is_refused(made):
 
 def test_examples_of_an_earlier_version_are_refused(tmp_path: Path):
     made = make_artifacts(tmp_path, rows=20, queries=1)
-    assert sum(count for _, count in json.loads((made.examples / "ages.json").read_text())) == 20
     assert records_of(made).kept == 20
-    for name in ("ages.json", "interactions.parquet"):
-        (made.examples / name).unlink()
-    retag(made)
-    sentence = (
-        r"has no ages\.json and no interactions\.parquet: an earlier version of Lockstep made it, .* rerun generate"
-    )
+    (made.examples / "labels.parquet").unlink()
+    retag(made.examples)
+    sentence = r"has no labels\.parquet: an earlier version of Lockstep made it, .* rerun generate"
     with pytest.raises(TrainingError, match=sentence):
+        records_of(made)
+    for path in (made.examples / "candidates").iterdir():
+        path.unlink()
+    (made.examples / "candidates").rmdir()
+    retag(made.examples)
+    with pytest.raises(TrainingError, match=r"has no candidates and no labels\.parquet: an earlier version"):
         records_of(made)

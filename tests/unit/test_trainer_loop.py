@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
@@ -14,11 +16,15 @@ from tensorboard.plugins import projector
 from lockstep.errors import TrainingError
 from lockstep.model_sections import ModelSection, TrainSection
 from lockstep.tags import Artifact, Kind, open_artifact, read_tag
-from tests.unit.trainer_artifacts import CANDIDATES, IDS, Artifacts, make_artifacts
+from tests.unit.test_trainer_loss import Catalogue, Given
+from tests.unit.trainer_artifacts import CANDIDATES, IDS, Artifacts, forget, make_artifacts
 from trainer import task
 from trainer.command import main
 from trainer.encoding import read_encoded_features
+from trainer.evaluation.queries import Queries
 from trainer.input_pipeline import open_training_records
+from trainer.loop import TrainingLoop
+from trainer.towers import build_towers
 from trainer.two_tower import TwoTowerModel
 from trainer.validation import Best, Measured, Validation, open_validation
 
@@ -119,6 +125,30 @@ def test_validation_measures_what_the_evaluation_would(made):
     assert 0.2 < found.recall < 1.0
 
 
+def test_validation_ranks_only_what_was_known_before_the_split(made, tmp_path):
+    # Both queries are (1, 0), of which candidate 0 scores 1, candidate 1 .8 and candidate 2 .6. Candidate 0 would have
+    # won of both; without it the first of all is 1, the target of the first query and not of the second.
+    queries = Queries(
+        pa.array([{}] * 2),
+        history=[np.array([], np.int64)] * 2,
+        targets=[np.array([1]), np.array([2])],
+        held_out=np.array([1, 1]),
+        cold=np.array([False, False]),
+    )
+    encoded = {"vector": tf.constant([[1.0, 0.0]] * 2)}
+    catalogue = Catalogue([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
+    for known, recall in (([True] * 3, 0.0), ([False, True, True], 0.5), ([False, False, True], 0.5)):
+        measured = Validation(queries, encoded, catalogue, np.array(known), k=1).measure(Given(), Given())
+        assert measured.recall == measured.ndcg == recall
+    other = make_artifacts(tmp_path, rows=20, queries=2)
+    forget(other.examples, 0, 77)
+    examples, preprocessing = opened(other)
+    records = open_training_records(examples, read_encoded_features(other.examples / "features.json"), TRAIN)
+    validation = open_validation(examples, preprocessing, records.features, records.candidates, TRAIN)
+    assert validation is not None
+    assert np.flatnonzero(~validation.known).tolist() == [0, 77]
+
+
 def test_best_counts_the_epochs_since():
     best = Best()
     assert [best.add(recall, step) for step, recall in enumerate([0.0, 0.2, 0.2, 0.1])] == [True, True, False, False]
@@ -161,6 +191,46 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(made, tmp_path, c
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+def loop_of(made: Artifacts, work: Path, **changes: object) -> TrainingLoop:
+    """Of a new model, with records that are said to be otherwise than they are."""
+    features = read_encoded_features(made.examples / "features.json")
+    records = replace(open_training_records(opened(made)[0], features, TRAIN), **changes)
+    model = TwoTowerModel(*build_towers(features, MODEL, 1), records.candidates, records.probability, MODEL, TRAIN)
+    return TrainingLoop(model, records, TRAIN, work)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+def test_records_that_cannot_be_read_are_not_called_records_that_do_not_fit(tmp_path, damage):
+    made = make_artifacts(tmp_path / "made", rows=1_000, queries=1)
+    loop = loop_of(made, tmp_path / "work")  # what happens to the files from here on is not what was checked
+    shard = made.examples / "train" / "part-00001-of-00002.tfrecord.gz"
+    if damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    else:
+        shard.unlink()
+    sentence = r"the training records cannot be read to their end \(.+\): fetch the artifact again, or rerun generate"
+    with pytest.raises(TrainingError, match=sentence) as raised:
+        loop.run()
+    assert isinstance(raised.value.__cause__, tf.errors.DataLossError | tf.errors.NotFoundError)
+
+
+def test_a_record_of_another_layout_is_said_to_be_one(made, tmp_path):
+    with pytest.raises(TrainingError, match=r"a training record does not fit features.json \(.*past.*\): rerun"):
+        loop_of(made, tmp_path, past_length=6).run()
+
+
+def test_an_error_in_a_step_is_not_called_a_bad_record(made, tmp_path, monkeypatch):
+    original = TwoTowerModel.compute_loss
+
+    def failing(self, batch, training=False):
+        tf.debugging.assert_less(tf.size(batch["weight"]), 1, "not of the records")
+        return original(self, batch, training=training)
+
+    monkeypatch.setattr(TwoTowerModel, "compute_loss", failing)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not of the records"):
+        fit(made, tmp_path)
+
+
 def test_nan_stops_the_training_and_names_the_last_good_checkpoint(made, tmp_path, monkeypatch):
     original = TwoTowerModel.compute_loss
     poison = tf.Variable(0.0, trainable=False)
@@ -196,7 +266,7 @@ def test_float16_scales_the_loss_and_learns_all_the_same(made, tmp_path):
     assert state.get_tensor(scales[0]) in 2.0 ** np.arange(8, 15)  # halved with each step that it was too much for
     assert half.query_tower.projection.compute_dtype == "float16"
     features = read_encoded_features(made.examples / "features.json")
-    records = open_training_records(opened(made)[0], features, batch_size=500, shuffle_buffer=1, seed=1)
+    records = open_training_records(opened(made)[0], features, TrainSection(batch_size=500))
     batch = next(iter(records.batches(0)))
     losses = [float(tf.function(model.compute_loss)(batch)) for model in (plain, half)]
     assert losses[1] == pytest.approx(losses[0], rel=0.1)

@@ -33,12 +33,14 @@ class Catalogue:
         return {"vector": self.vectors}
 
 
-def given_model(catalogue, *, temperature=1.0, learn=False, **train) -> TwoTowerModel:
+def given_model(catalogue, *, probability=None, temperature=1.0, learn=False, **train) -> TwoTowerModel:
+    """Of towers that return what they are given; `probability` by candidate, and 1 for the others."""
     model = ModelSection(temperature=temperature, learn_temperature=learn)
-    return TwoTowerModel(Given(), Given(), catalogue, model, TrainSection(**train))
+    of_each = [(probability or {}).get(index, 1.0) for index in range(catalogue.rows)]
+    return TwoTowerModel(Given(), Given(), catalogue, tf.constant(of_each), model, TrainSection(**train))
 
 
-def given_batch(query, candidate, *, ids, probability=None, past=None, hidden=None, weights=None):
+def given_batch(query, candidate, *, ids, past=None, hidden=None, weights=None):
     count = len(ids)
     return {
         "query": {"vector": tf.constant(query, tf.float32)},
@@ -46,14 +48,14 @@ def given_batch(query, candidate, *, ids, probability=None, past=None, hidden=No
         "candidate_index": tf.constant(ids, tf.int64),
         "past": tf.reshape(tf.constant(past or [], tf.int64), [count, -1]),
         "hidden": tf.reshape(tf.constant(hidden or [], tf.int64), [count, -1]),
-        "sampling_probability": tf.constant(probability or [1.0] * count, tf.float32),
         "weight": tf.constant(weights or [1.0] * count, tf.float32),
     }
 
 
-def loss(query, candidate, *, temperature=1.0, catalogue=None, train=None, **batch) -> float:
+def loss(query, candidate, *, temperature=1.0, catalogue=None, probability=None, train=None, **batch) -> float:
     model = given_model(
         Catalogue(catalogue if catalogue is not None else np.zeros([10, 2])),
+        probability=probability,
         temperature=temperature,
         **{"negatives": "in_batch", **(train or {})},
     )
@@ -72,19 +74,19 @@ AXES = [[1.0, 0.0], [0.0, 1.0]]
 def test_temperature_and_logq():
     # logits = cosine / 0.5 - ln p: row 1 is (2 + ln 4, ln 2), row 2 is (ln 4, 2 + ln 2)
     # row 1: ln(1 + e^-2 / 2) = 0.0655; row 2: ln(1 + 2 e^-2) = 0.2395
-    found = loss(AXES, AXES, ids=[0, 1], probability=[0.25, 0.5], temperature=0.5)
+    found = loss(AXES, AXES, ids=[0, 1], probability={0: 0.25, 1: 0.5}, temperature=0.5)
     assert found == pytest.approx((ROW_1 + ROW_2) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("correction", [{"probability": [1.0, 1.0]}, {"train": {"logq": "none"}}])
+@pytest.mark.parametrize("correction", [{"probability": {}}, {"train": {"logq": "none"}}])
 def test_without_logq_a_frequent_candidate_would_cost_more(correction):
-    found = loss(AXES, AXES, ids=[0, 1], temperature=0.5, **{"probability": [0.25, 0.5], **correction})
+    found = loss(AXES, AXES, ids=[0, 1], temperature=0.5, **{"probability": {0: 0.25, 1: 0.5}, **correction})
     assert found == pytest.approx(np.log1p(np.exp(-2.0)), rel=1e-5)
 
 
 def test_engagement_weighs_too_and_never_to_nothing():
     # weights 3 and 1: (3 * 0.0655 + 0.2395) / 4
-    found = loss(AXES, AXES, ids=[0, 1], probability=[0.25, 0.5], temperature=0.5, weights=[3.0, 1.0])
+    found = loss(AXES, AXES, ids=[0, 1], probability={0: 0.25, 1: 0.5}, temperature=0.5, weights=[3.0, 1.0])
     assert found == pytest.approx((3 * ROW_1 + ROW_2) / 4, rel=1e-5)
     np.testing.assert_allclose(example_weights(tf.constant([0.0, 2.0])), [1e-6, 2.0], rtol=1e-6)
 

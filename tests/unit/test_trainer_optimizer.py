@@ -51,7 +51,8 @@ def test_a_dense_gradient_is_plain_adam():
         gradient = tf.constant(rng.normal(size=(4, 3)), tf.float32)
         row.apply_gradients([(gradient, ours)])
         plain.apply_gradients([(gradient, theirs)])
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    # The kernel takes 1 - 0.999 in float32, which is off by 5e-5 of itself.
+    np.testing.assert_allclose(np.subtract(ours, start), np.subtract(theirs, start), rtol=5e-5)
 
 
 def test_a_step_reads_no_whole_table():

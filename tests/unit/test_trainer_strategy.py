@@ -33,24 +33,29 @@ from lockstep.model_sections import ModelSection, TrainSection
 from lockstep.tags import Kind, open_artifact
 from trainer import loop, task
 loop._STEPS_BETWEEN_LOOKS = 1
-look, losses = loop.TrainingLoop._look, []
+look, losses, seen = loop.TrainingLoop._look, [], {}
 def looking(self, since, step, *rest, **named):
     losses.append(float(self.loss_sum.numpy()))
+    seen.update(replicas=self.strategy.num_replicas_in_sync, batch_size=self.records.batch_size)
     return look(self, since, step, *rest, **named)
 loop.TrainingLoop._look = looking
 model = ModelSection(embedding_dim=16, query={"hidden": []}, candidate={"hidden": [24]})
-train = TrainSection(batch_size=100, epochs=2, learning_rate=0.02, negatives="full", average_weights=0.9,
-                     checkpoint_every_steps=1000, early_stopping=5, **json.loads(settings[0]))
+train = dict(batch_size=100, epochs=2, learning_rate=0.02, negatives="full", average_weights=0.9,
+             checkpoint_every_steps=1000, early_stopping=5)
+train = TrainSection.model_validate(train | json.loads(settings[0]))
 examples = open_artifact(made / "examples", Kind.EXAMPLES)
 trained = task.train_model(examples, open_artifact(made / "preprocessing", Kind.PREPROCESSING), work, model, train)
 weights = {f"w{i}": v.numpy() for i, v in enumerate(trained.trainable_variables)}
-np.savez(out, losses=losses, replicas=tf.distribute.get_strategy().num_replicas_in_sync, **weights)
+if train.logq == "streaming":
+    weights |= {"times": trained.negatives.streaming.times.numpy(), "gap": trained.negatives.streaming.gap.numpy()}
+np.savez(out, losses=losses, **seen, **weights)
 """
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Artifacts:
-    return make_artifacts(tmp_path_factory.mktemp("made"), rows=1_000, queries=20)
+    """Examples of unequal weight, so that a replica's part of a batch weighs more than the other's."""
+    return make_artifacts(tmp_path_factory.mktemp("made"), rows=1_000, queries=20, weighed=True)
 
 
 def begin(made: Artifacts, work: Path, out: Path, devices: int, settings: dict, **environment: str) -> subprocess.Popen:
@@ -73,9 +78,9 @@ def one_device(made, tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 def assert_same(found: Path, expected: dict[str, np.ndarray]) -> None:
-    """Two replicas of 50 examples make the step of one of 100: all weights are 1, and every candidate is compared."""
+    """Two replicas of 50 examples make the step of one of 100, whatever each weighs: every candidate is compared."""
     arrays = dict(np.load(found))
-    assert len(arrays["losses"]) == 20
+    assert (len(arrays["losses"]), arrays["replicas"], expected["replicas"]) == (20, 2, 1)
     np.testing.assert_allclose(arrays["losses"], expected["losses"], rtol=1e-4)
     assert arrays["losses"][-1] < arrays["losses"][0] - 0.5
     for name in expected:
@@ -86,6 +91,37 @@ def assert_same(found: Path, expected: dict[str, np.ndarray]) -> None:
 def test_two_replicas_have_the_loss_curve_of_one_device(made, one_device, tmp_path):
     finish(begin(made, tmp_path / "work", tmp_path / "out.npz", 2, {"strategy": "mirrored"}))
     assert_same(tmp_path / "out.npz", one_device)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"negatives": "in_batch", "logq": "streaming"},
+        {"negatives": "mixed", "logq": "streaming", "uniform_negatives": 30},
+        {"negatives": "mixed", "logq": "data", "uniform_negatives": 30},
+    ],
+    ids=lambda settings: f"{settings['negatives']}-{settings['logq']}",
+)
+def test_two_replicas_with_sampled_negatives_learn(made, tmp_path, settings):
+    settings = {"strategy": "mirrored", "early_stopping": None, **settings}
+    finish(begin(made, tmp_path / "work", tmp_path / "out.npz", 2, settings))
+    arrays = dict(np.load(tmp_path / "out.npz"))
+    assert (len(arrays["losses"]), arrays["replicas"]) == (20, 2)
+    assert arrays["losses"][-5:].mean() < arrays["losses"][:5].mean() - 0.5
+    if settings["logq"] == "streaming":
+        # What the first replica has seen: 50 examples in each of 20 steps.
+        assert arrays["times"].sum() == 1_000
+        np.testing.assert_array_equal(arrays["gap"] > 0, arrays["times"] > 0)
+        assert np.all(np.isfinite(arrays["gap"]))
+
+
+def test_two_replicas_share_a_batch_of_all_records(tmp_path):
+    """Of 31 records each has 15, and one is left out."""
+    few = make_artifacts(tmp_path / "made", rows=31, queries=5)
+    settings = {"strategy": "mirrored", "batch_size": 5_000}
+    finish(begin(few, tmp_path / "work", tmp_path / "out.npz", 2, settings))
+    arrays = np.load(tmp_path / "out.npz")
+    assert (arrays["batch_size"], arrays["replicas"], len(arrays["losses"])) == (30, 2, 2)
 
 
 def test_two_workers_have_the_loss_curve_of_one_device_and_the_chief_writes(made, one_device, tmp_path):

@@ -203,6 +203,13 @@ def test_hidden_ids_give_the_vector_of_an_unknown_candidate() -> None:
     assert not np.allclose(other[0], unknown[0])
 
 
+def test_hiding_ids_takes_a_candidate_feature_of_type_id() -> None:
+    without = EncodedFeatures((HISTORY,), (TITLE, GENRE))
+    with pytest.raises(ConfigError, match=r"unknown_id_share is 0\.1, but no candidate feature .* is of type `id`"):
+        build_towers(without, ModelSection(), 1, 0.1)
+    build_towers(without, ModelSection(), 1, 0.0)
+
+
 def test_the_history_of_a_query_is_not_hidden() -> None:
     query, _ = towers(unknown_id_share=1.0)
     np.testing.assert_array_equal(query(QUERIES, training=True), query(QUERIES))
@@ -235,7 +242,7 @@ def test_mixed_precision_multiplies_in_half_and_answers_in_float32(half: None, m
     assert query.projection.compute_dtype == query.hidden[0].dense.compute_dtype == "bfloat16"
     assert {v.dtype for v in query.trainable_variables} == {tf.float32}
     table = query.blocks["history"].table.embeddings
-    assert isinstance(tape.gradient(loss, table), tf.IndexedSlices)
+    assert tape.gradient(loss, table).dtype == tf.float32
     tf.keras.mixed_precision.set_global_policy("float32")
     full, _ = towers(**model)
     np.testing.assert_allclose(vectors, full(QUERIES), atol=0.03)
@@ -273,7 +280,7 @@ def test_a_tower_trained_in_half_precision_is_exported_with_the_limits_of_its_tr
         )
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
-    plain, _ = task._plain_towers(trained, FEATURES, model, TrainSection())  # type: ignore[arg-type]
+    plain, _ = task.plain_towers(trained, FEATURES, model, TrainSection())  # type: ignore[arg-type]
     assert plain.largest == trained.query_tower.largest == pytest.approx(10.0)
     large = {**QUERIES, "mood": tf.constant([[50.0, -3.0], [2000.0, 20.0], [0.5, -1.0]])}
     np.testing.assert_allclose(plain(large), trained.query_tower(large), atol=1e-2)

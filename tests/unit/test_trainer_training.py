@@ -90,8 +90,8 @@ def trained(made, tmp_path_factory) -> Trained:
 def test_training_lowers_the_loss(trained):
     features = read_encoded_features(trained.made.examples / "features.json")
     examples = open_artifact(trained.made.examples, Kind.EXAMPLES)
-    records = open_training_records(examples, features, batch_size=128, shuffle_buffer=1000, seed=9)
-    fresh = TwoTowerModel(*build_towers(features, MODEL, 1), records.candidates, MODEL, TRAIN)
+    records = open_training_records(examples, features, TRAIN.model_copy(update={"seed": 9}))
+    fresh = TwoTowerModel(*build_towers(features, MODEL, 1), records.candidates, records.probability, MODEL, TRAIN)
     batch = next(iter(records.batches(0)))
     before, after = float(tf.function(fresh.compute_loss)(batch)), float(tf.function(trained.model.compute_loss)(batch))
     assert before > np.log(128) - 0.5  # knows nothing
@@ -211,7 +211,7 @@ def test_tensorboard_has_the_loss_of_the_steps(trained):
 def test_batches_depend_on_seed_and_epoch_alone_and_each_epoch_sees_each_record_once(made):
     examples = open_artifact(made.examples, Kind.EXAMPLES)
     features = read_encoded_features(made.examples / "features.json")
-    records = open_training_records(examples, features, batch_size=500, shuffle_buffer=10_000, seed=3)
+    records = open_training_records(examples, features, TrainSection(batch_size=500, seed=3))
 
     def moods(epoch: int, skip: int = 0) -> np.ndarray:
         return np.concatenate([b["query"]["mood"].numpy()[:, 0] for b in records.batches(epoch, skip)])
@@ -242,10 +242,8 @@ def test_fewer_examples_than_a_batch_train_all_the_same(tmp_path):
 
 def test_a_tag_that_promises_more_records_than_there_are_is_found_out(made, tmp_path):
     features = read_encoded_features(made.examples / "features.json")
-    records = open_training_records(
-        open_artifact(made.examples, Kind.EXAMPLES), features, batch_size=128, shuffle_buffer=99, seed=1
-    )
-    model = TwoTowerModel(*build_towers(features, MODEL, 1), records.candidates, MODEL, TRAIN)
+    records = open_training_records(open_artifact(made.examples, Kind.EXAMPLES), features, TRAIN)
+    model = TwoTowerModel(*build_towers(features, MODEL, 1), records.candidates, records.probability, MODEL, TRAIN)
     more = replace(records, kept=5_000)
     with pytest.raises(TrainingError, match="epoch 1 ended after step 31 of 39"):
         TrainingLoop(model, more, TRAIN, tmp_path).run()

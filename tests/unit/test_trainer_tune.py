@@ -131,7 +131,7 @@ def test_another_seed_tries_other_settings(tmp_path):
     def first_numbers(seed: int) -> set[float]:
         found = set()
         for done in range(6):
-            study = optuna.create_study(sampler=tune._sampler(seed, done))
+            study = optuna.create_study(sampler=tune.sampler(seed, done))
             found.add(study.ask().suggest_float("x", 0.0, 1.0))
         return found
 
@@ -251,21 +251,17 @@ def test_a_key_that_there_is_not_is_refused_when_the_file_is_read(name, tmp_path
         load_config(file)
 
 
-def test_ends_of_ranges_and_all_choices_that_a_key_takes_are_accepted(made):
-    examples, preprocessing = (
-        open_artifact(made.examples, Kind.EXAMPLES),
-        open_artifact(made.preprocessing, Kind.PREPROCESSING),
-    )
-    section = TuneSection(
-        parameters={
-            **TuneSection().parameters,
-            "model.candidate.hidden": ("unset", (), (8, 8)),
-            "model.query.pooling.history": ("unset", "recency"),
-            "train.epochs": Range(low=1, high=9, log=True),
-            "train.average_weights": ("unset", 0.9),
-        }
-    )
-    tune._Search(examples, preprocessing, Path(), MODEL, TRAIN).check(section)
+def test_ends_of_ranges_and_all_choices_that_a_key_takes_are_accepted(made, begun):
+    parameters = {
+        **TuneSection().parameters,
+        "model.candidate.hidden": ("unset", (), (8, 8)),
+        "model.query.pooling.history": ("unset", "recency"),
+        "train.epochs": Range(low=1, high=9, log=True),
+        "train.average_weights": ("unset", 0.9),
+    }
+    # What is refused is the journal, which is opened after the choices were looked at.
+    with pytest.raises(ConfigError, match="holds a search of other examples, settings or parameters"):
+        search(made, begun, trials=2, parameters=parameters)
 
 
 @pytest.mark.parametrize("files", [True, False])
@@ -294,9 +290,10 @@ def test_inputs_of_two_runs_are_refused(made, tmp_path):
 def test_settings_replace_nested_keys_and_unset_leaves_one_out():
     model = ModelSection(query={"hidden": [4], "cross_layers": 1, "pooling": {"history": "mean", "other": "mean"}})
     train = TrainSection(half_life_days=30, epochs=7)
-    given = tune._Search(None, None, Path(), model, train)  # type: ignore[arg-type]
-    assert given.sections({}) == (model, train)
-    found, trained = given.sections(
+    assert tune.with_settings(model, train, {}) == (model, train)
+    found, trained = tune.with_settings(
+        model,
+        train,
         {
             "model.query.hidden": [16, 8],
             "model.query.pooling.history": "attention",
@@ -304,14 +301,36 @@ def test_settings_replace_nested_keys_and_unset_leaves_one_out():
             "train.half_life_days": "unset",
             "train.epochs": "unset",
             "train.learning_rate": 0.5,
-        }
+        },
     )
     pooling = {"history": "attention", "other": "mean"}
     query = model.query.model_copy(update={"hidden": (16, 8), "pooling": pooling})
     assert found == model.model_copy(update={"query": query})
     assert trained == TrainSection(learning_rate=0.5)
     assert (trained.half_life_days, trained.epochs) == (None, 5)  # the defaults
-    assert given.sections({"model.query.pooling.history": "unset"})[0].query.pooling == {"other": "mean"}
+    found, _ = tune.with_settings(model, train, {"model.query.pooling.history": "unset"})
+    assert found.query.pooling == {"other": "mean"}
+    assert model.query.pooling == {"history": "mean", "other": "mean"}  # as given
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "data.seed", "train", "model"])
+def test_settings_of_other_sections_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"'{name}' names no key of \[model\] or \[train\], such as"):
+        tune.with_settings(MODEL, TRAIN, {name: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("train.epochs", 0, "epochs = 0: input should be greater than or equal to 1"),
+        ("train.epoch", 4, r"'epoch' \(did you mean 'epochs'\?\)"),
+        ("train.epochs.x", 4, "'train.epochs.x' names no key: train.epochs is none that has keys"),
+        ("model.", 4, "an unknown .* ''; valid are candidate"),
+    ],
+)
+def test_settings_that_their_key_does_not_take_are_refused(name, value, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        tune.with_settings(MODEL, TRAIN, {name: value})
 
 
 BEST = {
@@ -334,7 +353,7 @@ def test_the_best_settings_as_toml_override_a_configuration(tmp_path):
         '[model.query.pooling]\nhistory = "attention"\n\n'
         "[train]\nepochs = 7\n# without half_life_days\nlearning_rate = 1e-05\n"
     )
-    expected = tune._Search(None, None, Path(), ModelSection(), TrainSection()).sections(BEST)  # type: ignore[arg-type]
+    expected = tune.with_settings(ModelSection(), TrainSection(), BEST)
     file = tmp_path / "my.toml"
     file.write_text(text + SCHEMA)
     config = load_config(file)

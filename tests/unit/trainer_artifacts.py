@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import tensorflow as tf
 from lockstep.embeddings import RESTRICTS
 from lockstep.features import features_type
 from lockstep.schema import Schema
-from lockstep.tags import Kind, write_tag
+from lockstep.tags import Kind, read_tag, write_tag
 
 GROUPS, PER_GROUP, LENGTH, TOKENS = 6, 20, 5, 3
 CANDIDATES = GROUPS * PER_GROUP
@@ -88,18 +89,26 @@ class Artifacts:
 
 
 def make_artifacts(
-    root: Path, *, seed: int = 1, rows: int = 4_000, queries: int = 60, run: str = "run-1", oldest_days: float = 1.0
+    root: Path,
+    *,
+    seed: int = 1,
+    rows: int = 4_000,
+    queries: int = 60,
+    run: str = "run-1",
+    oldest_days: float = 1.0,
+    weighed: bool = False,
 ) -> Artifacts:
-    """Training examples are evenly as old as up to `oldest_days`."""
+    """Training examples are evenly as old as up to `oldest_days`; all weigh 1, or as the logarithm of a normal."""
     rng = np.random.default_rng(seed)
     made = Artifacts(root / "examples", root / "preprocessing", root / "entities")
     for path in (made.examples, made.preprocessing, made.entities):
         path.mkdir(parents=True)
     _write_preprocessing(made.preprocessing, run)
     _write_entities(made.entities, run)
-    # Numbers of their own, so that the rest does not depend on how old the examples are.
+    # Numbers of their own, so that the rest does not depend on how old the examples are and what they weigh.
     ages = np.random.default_rng(seed + 1).uniform(0.0, oldest_days, rows).astype(np.float32)
-    _write_examples(made, rng, ages, queries, run)
+    weights = np.random.default_rng(seed + 2).lognormal(size=rows) if weighed else np.ones(rows)
+    _write_examples(made, rng, ages, weights, queries, run)
     return made
 
 
@@ -187,7 +196,9 @@ def _write_entities(path: Path, run: str) -> None:
     write_tag(path, Kind.ENTITIES, run=run, schema=SCHEMA.digest, rows=CANDIDATES)
 
 
-def _write_examples(made: Artifacts, rng: np.random.Generator, ages: np.ndarray, queries: int, run: str) -> None:
+def _write_examples(
+    made: Artifacts, rng: np.random.Generator, ages: np.ndarray, weights: np.ndarray, queries: int, run: str
+) -> None:
     path, rows = made.examples, len(ages)
     share = popularity()
     within = share[:PER_GROUP] / share[:PER_GROUP].sum()
@@ -204,26 +215,23 @@ def _write_examples(made: Artifacts, rng: np.random.Generator, ages: np.ndarray,
         np.save(path / "candidates" / f"{name}.npy", values.astype(np.int32))
     (path / "train").mkdir()
     events: list[tuple[int, int, float]] = []
+    labels: Counter[tuple[int, int]] = Counter()
     for shard in range(2):
         name = str(path / "train" / f"part-{shard:05d}-of-00002.tfrecord.gz")
         with tf.io.TFRecordWriter(name, tf.io.TFRecordOptions(compression_type="GZIP")) as writer:
             for row in range(shard, rows, 2):
                 *history, label = draw(rng.integers(2, LENGTH + 2))
+                labels[int(label), int(ages[row] * 24)] += 1
                 events += [(row, int(c), float(ages[row]) + days) for days, c in enumerate((label, *history[::-1]))]
                 padded = [h + 1 for h in history] + [0] * (LENGTH - len(history))
                 writer.write(
                     _example(
                         {"past": padded},
-                        {
-                            "query/mood": [rng.normal()],
-                            "sampling_probability": [share[label]],
-                            "age_days": [ages[row]],
-                            "weight": [1.0],
-                        },
+                        {"query/mood": [rng.normal()], "age_days": [ages[row]], "weight": [weights[row]]},
                         int(label),
                     )
                 )
-    (path / "ages.json").write_text(json.dumps(sorted(Counter(int(age) for age in ages).items())))
+    write_labels(path, labels)
     _write_interactions(path, events)
     for split in ("validation", "test"):
         (path / split).mkdir()
@@ -233,6 +241,7 @@ def _write_examples(made: Artifacts, rng: np.random.Generator, ages: np.ndarray,
             "features": query_features([[IDS[c] for c in d[:3]] for d in drawn], [0.0] * queries),
             "history": pa.array([[IDS[c] for c in d[:3]] for d in drawn]),
             "targets": pa.array([[IDS[c] for c in d[3:]] for d in drawn]),
+            "cold": pa.array([number % 4 == 0 for number in range(queries)], pa.bool_()),
         }
         pq.write_table(pa.table(table), path / split / "part-0.parquet")
     counts = np.round(share * 10_000).astype(np.int64)
@@ -241,12 +250,35 @@ def _write_examples(made: Artifacts, rng: np.random.Generator, ages: np.ndarray,
         "count": counts,
         "popular_30d": counts,
         "popular_30d_validation": counts,
-        "probability": share,
+        "known_before_validation": [True] * CANDIDATES,
     }
     pq.write_table(pa.table(catalogue), path / "catalogue.parquet")
     (path / "features.json").write_text(json.dumps(FEATURES))
     (path / "schema.json").write_bytes(SCHEMA.to_json())
     write_tag(path, Kind.EXAMPLES, run=run, schema=SCHEMA.digest, rows=rows)
+
+
+def write_labels(path: Path, labels: Mapping[tuple[int, int], int]) -> None:
+    """Examples by candidate and age in whole hours."""
+    types = {"candidate": pa.int32(), "age_hours": pa.int32(), "examples": pa.int64()}
+    columns = zip(*((*of, count) for of, count in sorted(labels.items())), strict=True) if labels else ((), (), ())
+    table = {name: pa.array(values, types[name]) for name, values in zip(types, columns, strict=True)}
+    pq.write_table(pa.table(table), path / "labels.parquet")
+
+
+def forget(path: Path, *unknown: int) -> None:
+    """Make some candidates of an `examples` artifact ones that were not known before the validation cut."""
+    table = pq.read_table(path / "catalogue.parquet")
+    known = pa.array([index not in unknown for index in range(CANDIDATES)])
+    place = table.column_names.index("known_before_validation")
+    pq.write_table(table.set_column(place, "known_before_validation", known), path / "catalogue.parquet")
+    retag(path)
+
+
+def retag(path: Path) -> None:
+    """Write the tag of an artifact whose files a test has changed anew."""
+    tag = read_tag(path)
+    write_tag(path, tag.kind, run=tag.run, schema=tag.schema, rows=tag.rows)
 
 
 def _write_interactions(path: Path, events: list[tuple[int, int, float]]) -> None:

@@ -36,6 +36,8 @@ GRIDS: Mapping[str, tuple[Settings, ...]] = {
 """The settings that are tried, by baseline."""
 CHOICE_QUERIES = 2_000
 """At most so many validation queries decide between settings."""
+_INVERTED_AT_ONCE = 1_024
+"""Rows of a matrix that LAPACK inverts."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Interactions:
         query: [pairs] number of the entity, ascending.
         candidate: [pairs] candidate index.
         candidates: size of the catalogue.
+        weights: [entities] how much each one counts; all the same by default.
     """
 
     query: NDArray[np.int64]
     candidate: NDArray[np.int64]
     candidates: int
+    weights: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,13 @@ def fit_baselines(
 
 
 def co_occurrences(interactions: Interactions) -> Weights:
-    """[candidates, candidates] number of query entities that took both; on the diagonal, that took one."""
+    """[candidates, candidates] weight of the query entities that took both; on the diagonal, that took one."""
     gram = np.zeros((interactions.candidates, interactions.candidates), dtype=np.float32)
     starts = np.flatnonzero(np.diff(interactions.query, prepend=-1))
     for start, end in pairwise([*starts.tolist(), len(interactions.query)]):
         taken = interactions.candidate[start:end]
-        gram[np.ix_(taken, taken)] += 1.0
+        weight = 1.0 if interactions.weights is None else interactions.weights[interactions.query[start]]
+        gram[np.ix_(taken, taken)] += weight
     return gram
 
 
@@ -127,13 +132,12 @@ def item_knn(gram: Weights, neighbours: int, shrinkage: float) -> Weights:
     Dacrema, Cremonesi & Jannach, "Are we really making much progress?", RecSys 2019.
     """
     taken = np.diag(gram)
-    weights: Weights = np.outer(taken, taken)
-    np.sqrt(weights, out=weights)
-    weights += np.float32(shrinkage)
-    np.divide(gram, weights, out=weights, where=weights > 0)  # in place: these are the large matrices
-    np.fill_diagonal(weights, 0.0)
-    if neighbours < len(gram):
-        for row in weights:
+    weights: Weights = np.zeros_like(gram)
+    for candidate, row in enumerate(weights):  # by row, so that there is no third matrix
+        norms = np.sqrt(taken * taken[candidate]) + np.float32(shrinkage)
+        np.divide(gram[candidate], norms, out=row, where=norms > 0)
+        row[candidate] = 0.0
+        if neighbours < len(gram):
             row[row < np.partition(row, -neighbours)[-neighbours]] = 0.0
     return weights
 
@@ -149,12 +153,73 @@ def ease(gram: Weights, l2: float) -> Weights:
 
     Reference: Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019, equation 8.
     """
-    ridged = gram.copy()
-    np.fill_diagonal(ridged, np.diag(gram) + np.float32(l2))
-    weights: Weights = np.linalg.inv(ridged)
+    weights: Weights = gram.copy()
+    np.fill_diagonal(weights, np.diag(gram) + np.float32(l2))
+    invert(weights)
     weights /= -np.diag(weights)
     np.fill_diagonal(weights, 0.0)
     return weights
+
+
+def invert(matrix: Weights) -> None:
+    """Invert a symmetric, positive definite matrix in place.
+
+    By quarters, which holds half a matrix more at its peak, where LAPACK's inverse holds three.
+
+    Reference: Higham, "Accuracy and stability of numerical algorithms", 2nd edition, 2002, chapter 13 (the Schur
+    complement of such a matrix is one, too, so there is no need for pivots).
+    """
+    if len(matrix) <= _INVERTED_AT_ONCE:
+        matrix[:] = np.linalg.inv(matrix)
+        return
+    half = len(matrix) // 2
+    first, across, last = matrix[:half, :half], matrix[:half, half:], matrix[half:, half:]
+    invert(first)
+    solved = first @ across
+    last -= across.T @ solved  # the Schur complement of the first quarter
+    invert(last)
+    np.matmul(solved, -last, out=across)
+    first -= across @ solved.T
+    matrix[half:, :half] = across.T
+
+
+def als(interactions: Interactions, settings: Settings, section: EvaluateSection) -> Callable[[Queries], Scorer]:
+    """Matrix factorisation of implicit feedback; a query's vector is folded in from its history.
+
+    Args:
+        settings: `factors` and `regularization`.
+
+    Returns:
+        What makes it score some queries.
+
+    Raises:
+        ImportError: the package implicit is not installed.
+
+    Reference: Hu, Koren & Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008; the
+    confidence in what an entity took is its weight.
+    """
+    from implicit.cpu.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits  # comes with implicit, whose threads are many already
+
+    entities = int(interactions.query[-1]) + 1 if len(interactions.query) else 0
+    confidence = None if interactions.weights is None else interactions.weights[interactions.query]
+    taken = _matrix(interactions.query, interactions.candidate, entities, interactions, confidence)
+    with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(
+            factors=int(settings["factors"]),
+            regularization=settings["regularization"],
+            random_state=section.seed,
+            num_threads=section.threads,
+        )
+        model.fit(taken, show_progress=False)
+
+    def scorer(queries: Queries) -> Scorer:
+        rows = np.repeat(np.arange(len(queries)), [len(history) for history in queries.history])
+        past = np.concatenate([*queries.history, np.empty(0, dtype=np.int64)])
+        histories = _matrix(rows, past, len(queries), interactions)
+        return Products(model.recalculate_user(np.arange(len(queries)), histories), model.item_factors)
+
+    return scorer
 
 
 def _why_not(name: str, interactions: Interactions | None, candidates: int, section: EvaluateSection) -> str | None:
@@ -175,7 +240,7 @@ def _fits(
 ) -> Callable[[Settings], Callable[[Queries], Scorer]]:
     """How a baseline is fitted with given settings."""
     if name == "als":
-        return lambda settings: _als(interactions, settings, section)
+        return lambda settings: als(interactions, settings, section)
     gram = co_occurrences(interactions)
 
     def fit(settings: Settings) -> Callable[[Queries], Scorer]:
@@ -194,52 +259,28 @@ def _choose(
     validation: Queries,
     section: EvaluateSection,
 ) -> Baseline:
-    """The setting with the best recall at the largest k; the first of equals."""
+    """The setting with the best recall at the largest k; the first of equals.
+
+    It is fitted once more at the end, since its matrix would take as much memory as the fit of the next.
+    """
     if not len(validation):
         return Baseline(fit(GRIDS[name][0]), GRIDS[name][0])
     goal = f"recall@{max(section.ks)}"
-    tried: list[dict[str, float]] = []
-    best: Baseline | None = None
-    for settings in GRIDS[name]:
-        scorer = fit(settings)
-        value = measure(validation, scorer(validation), section)[goal]
-        if best is None or value > max(row[goal] for row in tried):
-            best = Baseline(scorer, settings, tried)
-        tried.append({**settings, goal: value})
-    assert best is not None, "no grid is empty"
-    return best
+    tried = [{**of, goal: measure(validation, fit(of)(validation), section)[goal]} for of in GRIDS[name]]
+    best = GRIDS[name][int(np.argmax([row[goal] for row in tried]))]
+    return Baseline(fit(best), best, tried)
 
 
-def _als(interactions: Interactions, settings: Settings, section: EvaluateSection) -> Callable[[Queries], Scorer]:
-    """Matrix factorisation of implicit feedback; a query's vector is folded in from its history.
-
-    Reference: Hu, Koren & Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008.
-    """
-    from implicit.cpu.als import AlternatingLeastSquares
-    from threadpoolctl import threadpool_limits  # comes with implicit, whose threads are many already
-
-    entities = int(interactions.query[-1]) + 1 if len(interactions.query) else 0
-    taken = _matrix(interactions.query, interactions.candidate, entities, interactions)
-    with threadpool_limits(1, "blas"):
-        model = AlternatingLeastSquares(
-            factors=int(settings["factors"]),
-            regularization=settings["regularization"],
-            random_state=section.seed,
-            num_threads=section.threads,
-        )
-        model.fit(taken, show_progress=False)
-
-    def scorer(queries: Queries) -> Scorer:
-        rows = np.repeat(np.arange(len(queries)), [len(history) for history in queries.history])
-        past = np.concatenate([*queries.history, np.empty(0, dtype=np.int64)])
-        histories = _matrix(rows, past, len(queries), interactions)
-        return Products(model.recalculate_user(np.arange(len(queries)), histories), model.item_factors)
-
-    return scorer
-
-
-def _matrix(rows: NDArray[np.int64], columns: NDArray[np.int64], entities: int, interactions: Interactions) -> Any:
+def _matrix(
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    entities: int,
+    interactions: Interactions,
+    values: NDArray[np.float32] | None = None,
+) -> Any:
+    """What entities took as a sparse matrix of ones, or of values."""
     from scipy.sparse import csr_matrix  # comes with implicit
 
-    ones = np.ones(len(rows), dtype=np.float32)
-    return csr_matrix((ones, (rows, columns)), shape=(entities, interactions.candidates))
+    if values is None:
+        values = np.ones(len(rows), dtype=np.float32)
+    return csr_matrix((values, (rows, columns)), shape=(entities, interactions.candidates))

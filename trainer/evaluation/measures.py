@@ -118,7 +118,7 @@ def clicks(first: NDArray[np.int64]) -> Values:
 
 
 def coverage(ranking: Ranking, k: int) -> float:
-    """Share of the catalogue that stands in the top k of some query.
+    """Share of the catalogue, with what is not ranked, that stands in the top k of some query.
 
     Reference: Ge, Delgado-Battenfeld & Jannach, "Beyond accuracy: evaluating recommender systems by coverage and
     serendipity", RecSys 2010.

@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lockstep.errors import InputMismatchError
+from lockstep.errors import DataError, InputMismatchError
 from lockstep.tags import Artifact
 
 
@@ -24,12 +24,14 @@ class Catalogue:
         ids: [candidates] string.
         popular_30d, popular_30d_validation, count: [candidates] float32 scores of the popularity baselines; `count`
             is 0 for a candidate that training has never seen as a label.
+        known_before_validation: [candidates] whether anything is known of it before that cut.
     """
 
     ids: pa.Array
     popular_30d: NDArray[np.float32]
     popular_30d_validation: NDArray[np.float32]
     count: NDArray[np.float32]
+    known_before_validation: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -39,36 +41,54 @@ class Queries:
     Args:
         history, targets: [queries] distinct catalogue indices each, ascending.
         held_out: [queries] number of distinct held-out ids, those unknown to the catalogue included.
+        cold: [queries] whether training has not seen the entity.
     """
 
     features: pa.StructArray
     history: list[NDArray[np.int64]]
     targets: list[NDArray[np.int64]]
     held_out: NDArray[np.int64]
+    cold: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def first(self, count: int) -> Queries:
         """The first `count` queries."""
-        return Queries(self.features[:count], self.history[:count], self.targets[:count], self.held_out[:count])
+        return Queries(
+            self.features[:count],
+            self.history[:count],
+            self.targets[:count],
+            self.held_out[:count],
+            self.cold[:count],
+        )
 
 
 def read_catalogue(examples: Artifact) -> Catalogue:
-    """Read `catalogue.parquet`, whose row order is the candidate index."""
+    """Read `catalogue.parquet`, whose row order is the candidate index.
+
+    Raises:
+        DataError: an earlier version of Lockstep wrote it.
+    """
     table = pq.read_table(examples / "catalogue.parquet")
+    if "known_before_validation" not in table.column_names:
+        raise DataError(
+            f"the catalogue of {examples.path} does not say what was known before the validation split: an earlier "
+            "version of Lockstep made it; rerun generate_examples"
+        )
     columns = {
         name: pc.fill_null(table[name], 0).to_numpy().astype(np.float32)
         for name in ("popular_30d", "popular_30d_validation", "count")
     }
-    return Catalogue(table["id"].combine_chunks().cast(pa.string()), **columns)
+    known = table["known_before_validation"].to_numpy()
+    return Catalogue(table["id"].combine_chunks().cast(pa.string()), **columns, known_before_validation=known)
 
 
 def read_queries(directory: Path, catalogue: Catalogue) -> Queries:
     """Read the queries of one split that have something held out; none where the split has no files."""
     files = sorted(directory.glob("part-*.parquet"))
     if not files:
-        return Queries(pa.array([], pa.struct([])), [], [], np.empty(0, dtype=np.int64))
+        return Queries(pa.array([], pa.struct([])), [], [], np.empty(0, dtype=np.int64), np.empty(0, dtype=bool))
     table = pa.concat_tables([pq.read_table(file) for file in files])
     table = table.filter(pc.greater(pc.fill_null(pc.list_value_length(table["targets"]), 0), 0))
     return Queries(
@@ -76,6 +96,7 @@ def read_queries(directory: Path, catalogue: Catalogue) -> Queries:
         _indices(table["history"], catalogue),
         _indices(table["targets"], catalogue),
         np.array([len(set(ids)) for ids in table["targets"].to_pylist()], dtype=np.int64),
+        table["cold"].to_numpy(),
     )
 
 

@@ -119,6 +119,28 @@ class HistorySums:
 
 
 @dataclass(frozen=True)
+class Only:
+    """The scores of another scorer, where only some candidates are ranked.
+
+    Args:
+        ranked: [candidates] whether each one is.
+    """
+
+    scorer: Scorer
+    ranked: NDArray[np.bool_]
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates there are, ranked or not."""
+        return self.scorer.candidates
+
+    def score(self, rows: slice, out: Scores) -> None:
+        """Write the scores of some queries."""
+        self.scorer.score(rows, out)
+        out[:, ~self.ranked] = -np.inf
+
+
+@dataclass(frozen=True)
 class Ranking:
     """The best candidates of each query.
 

@@ -46,7 +46,7 @@ class Slice:
 
 def standard_slices(queries: Queries, catalogue: Catalogue) -> list[Slice]:
     """The slices that every report has."""
-    parts: list[Slice] = []
+    parts = [Slice("queries", "training", "cold", queries.cold), Slice("queries", "training", "warm", ~queries.cold)]
     lengths = np.array([len(history) for history in queries.history])
     for place, low in enumerate(_HISTORY):
         high = _HISTORY[place + 1] if place + 1 < len(_HISTORY) else None
