@@ -101,7 +101,7 @@ def draw(count: int, candidates: int, dim: int) -> tuple[Queries, Products]:
         targets.append(np.sort(drawn[HISTORY:]))
         vectors[query] = candidate_vectors[targets[-1]].sum(axis=0)
     held_out = np.full(count, HELD_OUT)
-    queries = Queries(pa.array([{}] * count, pa.struct([])), history, targets, held_out)
+    queries = Queries(pa.array([{}] * count, pa.struct([])), history, targets, held_out, np.zeros(count, dtype=bool))
     return queries, Products(unit(vectors), candidate_vectors)
 
 

@@ -40,12 +40,13 @@ from dataflow.encoding import load_modules
 from dataflow.examples import ExamplesPlan, write_examples
 from dataflow.known import encode_known
 from dataflow.preprocessing import save_preprocessing
+from dataflow.records import RecordFeature, RecordLayout
 from lockstep.features import features_type, tower_inputs
 from lockstep.schema import Schema
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mpd.toml"
 SHARD_ROWS = 250_000
-NUMBERS = ("candidate_index", "sampling_probability", "age_days", "weight")
+NUMBERS = ("candidate_index", "age_days", "weight")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -149,7 +150,14 @@ class EncodeRows(beam.DoFn):
 
     def setup(self) -> None:
         self._schema = Schema.from_json(self._plan.schema)
-        self._layout = self._plan.layout
+        # Every feature spelt out, as the rows have them.
+        features = [
+            RecordFeature(f"{tower}/{feature.name}", feature.length, feature.size)
+            for tower in TOWERS
+            for feature in self._plan.encoded[tower]
+        ]
+        sizes = {"candidate_index": self._plan.candidates}
+        self._layout = RecordLayout([*features, *(RecordFeature(name, 1, sizes.get(name)) for name in NUMBERS)])
         self._modules = load_modules(self._preprocessing)
 
     def process(self, rows: list[dict[str, Any]]) -> Iterator[bytes]:

@@ -64,7 +64,7 @@ class Catalogue:
         """Write the catalogue as queries/known_candidates.sql makes it."""
         names = {"track": self.tracks, "artist": self.artists.take(pa.array(self.artist_of)), "track_name": self.names}
         past = {"history": "track", "history_artists": "artist", "history_names": "track_name"}
-        columns = {f"c_{name}": values for name, values in names.items()}
+        columns = {"candidate_index": pa.array(range(TRACKS))} | {f"c_{name}": values for name, values in names.items()}
         pq.write_table(pa.table(columns | {f"past_{name}": names[of] for name, of in past.items()}), file)
 
     def write_shard(self, folder: Path, shard: int, shards: int, rows: int, *, raw: bool) -> None:
@@ -98,7 +98,6 @@ class Catalogue:
             features
             | {
                 "candidate_index": label,
-                "sampling_probability": 1 / (label + 10.0),
                 "age_days": generator.exponential(100, rows),
                 "weight": np.ones(rows),
                 "order_hash": generator.integers(0, 2**60 // shards, rows) * shards + shard,

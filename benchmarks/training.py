@@ -5,7 +5,7 @@
 Playlists are generated (configs/demo.toml, larger), and the data step makes our records; the same training rows, as raw
 features, become the records of the plain implementation (benchmarks/plain_tfrs.py). Both have the same features,
 vocabularies, widths and batch size, and the optimizer that their users give them (Adagrad, Adam by rows); both are
-measured on the same validation queries, exactly over the full catalogue. Epochs of one and of the other alternate, so
+measured on the same validation queries, exactly over the same candidates. Epochs of one and of the other alternate, so
 that a slow minute of the machine slows both; rates are medians over windows of steps. Then a model with the
 configuration's own [train] is trained until it reaches the recall at which the plain implementation ended.
 """
@@ -44,7 +44,7 @@ from lockstep.tags import Artifact, Kind, open_artifact
 from trainer.encoding import EncodedFeatures, check_same_features
 from trainer.evaluation.measures import measure
 from trainer.evaluation.queries import candidate_features, read_catalogue, read_queries
-from trainer.evaluation.ranking import Products
+from trainer.evaluation.ranking import Only, Products
 from trainer.input_pipeline import TrainingRecords, open_training_records
 from trainer.optimizer import build_optimizer
 from trainer.towers import build_towers
@@ -93,7 +93,7 @@ class Ours:
     ) -> None:
         self.records, self.validation = records, validation
         towers = build_towers(features, config.model, train.seed, train.unknown_id_share)
-        self.model = TwoTowerModel(*towers, records.candidates, config.model, train)
+        self.model = TwoTowerModel(*towers, records.candidates, records.probability, config.model, train)
         self.optimizer = build_optimizer(train, records.steps_per_epoch * train.epochs)
         self.optimizer.build(self.model.trainable_variables)
         self.loss_sum = tf.Variable(0.0)
@@ -155,7 +155,7 @@ class Plain:
                 (self.model.candidate_tower, candidates),
             )
         ]
-        return measure(queries, Products(*vectors), SECTION)["recall@100"]
+        return measure(queries, Only(Products(*vectors), catalogue.known_before_validation), SECTION)["recall@100"]
 
     def _embed(self, tower: PlainTower, features: Any) -> np.ndarray:
         rows, declared = features.to_pylist(), self.schema.features(tower.side)
@@ -252,18 +252,7 @@ def compare(config: Config, arguments: argparse.Namespace, work: Path) -> dict[s
     features = check_same_features(examples, preprocessing)
     alike = config.train.model_copy(update={"negatives": "in_batch", "sample_history": False})
     records = {
-        train.sample_history: open_training_records(
-            examples,
-            features,
-            batch_size=train.batch_size,
-            shuffle_buffer=train.shuffle_buffer,
-            seed=train.seed,
-            sample_history=train.sample_history,
-            sample_at_most=train.sample_at_most,
-            find_hidden=train.find_hidden,
-            half_life_days=train.half_life_days,
-        )
-        for train in (alike, config.train)
+        train.sample_history: open_training_records(examples, features, train) for train in (alike, config.train)
     }
     validation = open_validation(examples, preprocessing, features, records[False].candidates, config.train)
     assert validation is not None

@@ -23,6 +23,8 @@ from typing import Any
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import tensorflow as tf
 
 from dataflow.encoded import encoded_features, features_json
@@ -38,6 +40,7 @@ from trainer.two_tower import TwoTowerModel
 
 log = logging.getLogger("scale")
 LENGTH, TOKENS, WORDS, SHARD = 20, 8, 50_000, 250_000
+HOURS = 365 * 24
 SCHEMA = Schema.model_validate(
     {
         "query": {
@@ -76,22 +79,28 @@ def write_examples(folder: Path, examples: int, candidates: int, seed: int) -> A
     vocabularies = {"candidate_track": range(candidates), "candidate_title": range(WORDS)}
     (folder / "features.json").write_bytes(features_json(encoded_features(SCHEMA, vocabularies)))  # type: ignore[arg-type]
     (folder / "schema.json").write_bytes(SCHEMA.to_json())
-    numbers = [RecordFeature(name, 1, None) for name in ("sampling_probability", "age_days", "weight")]
+    numbers = [RecordFeature(name, 1, None) for name in ("age_days", "weight")]
     places = [RecordFeature("candidate_index", 1, candidates), RecordFeature("past", LENGTH, candidates + 1)]
     layout = RecordLayout([*places, *numbers])
-    shards = -(-examples // SHARD)
+    shards, labels = -(-examples // SHARD), []
     options = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
     for shard in range(shards):
         rows = min(SHARD, examples - shard * SHARD)
         drawn = np.minimum(rng.zipf(1.3, (rows, LENGTH + 1)) - 1, candidates - 1)
         values = {"candidate_index": drawn[:, :1], "past": drawn[:, 1:] + 1}
-        values |= {"sampling_probability": np.full((rows, 1), 1e-4), "age_days": rng.random((rows, 1)) * 365}
-        records = layout.serialize(values | {"weight": np.ones((rows, 1))})
+        values |= {"age_days": rng.random((rows, 1)) * 365, "weight": np.ones((rows, 1))}
+        labels.append(drawn[:, 0] * HOURS + (values["age_days"][:, 0] * 24).astype(np.int64))
+        records = layout.serialize(values)
         path = folder / "train" / f"part-{shard:05d}-of-{shards:05d}.tfrecord.gz"
         with tf.io.TFRecordWriter(str(path), options) as writer:
             for record in records:
                 writer.write(record.tobytes())
         log.info("wrote %d of %d shards", shard + 1, shards)
+    of_label, counts = np.unique(np.concatenate(labels), return_counts=True)
+    columns = {"candidate": of_label // HOURS, "age_hours": of_label % HOURS, "examples": counts}
+    pq.write_table(pa.table(columns), folder / "labels.parquet")
+    # All of the catalogue that training asks for.
+    pq.write_table(pa.table({"known_before_validation": np.ones(candidates, bool)}), folder / "catalogue.parquet")
     write_tag(folder, Kind.EXAMPLES, run="scale", schema=SCHEMA.digest, rows=examples)
     return open_artifact(folder, Kind.EXAMPLES)
 
@@ -119,10 +128,9 @@ def train(examples: Artifact, work: Path, batch_size: int) -> dict[str, Any]:
     features = read_encoded_features(examples / "features.json")
     section = TrainSection(batch_size=batch_size, epochs=1, checkpoint_every_steps=100_000)
     model = ModelSection(embedding_dim=64, feature_dim=64)
-    records = open_training_records(
-        examples, features, batch_size=batch_size, shuffle_buffer=section.shuffle_buffer, seed=1
-    )
-    two_tower = TwoTowerModel(*build_towers(features, model, 1), records.candidates, model, section)
+    records = open_training_records(examples, features, section)
+    towers = build_towers(features, model, 1)
+    two_tower = TwoTowerModel(*towers, records.candidates, records.probability, model, section)
     loop = TrainingLoop(two_tower, records, section, work)
     memory = Memory(loop.step)
     memory.start()
