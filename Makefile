@@ -28,14 +28,14 @@ demo: install ## Train, embed, index, deploy and query on generated data, offlin
 	@echo; echo '# a playlist that nobody has seen, by its title (words of jazz): embedded now'
 	$(BIN)/lockstep query --features '{"title": "smoke velvet lounge"}' -k 5
 
-test: install ## Run every test
-	$(BIN)/pytest
+test: install ## Run every test, the files spread over up to four processes
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: install ## Run what takes minutes: real data, and a run killed in each step
 	$(BIN)/pytest -m slow tests/e2e
 
 test-fast: install ## Run the tests that run no whole pipeline
-	$(BIN)/pytest -m "not e2e and not slow"
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not e2e and not slow"
 
 lint: install ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -54,7 +54,7 @@ compile: install ## Compile the pipeline of configs/demo.toml to build/train_and
 
 lock: ## Resolve setup.py anew into requirements.lock
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-package lockstep-retrieval \
-		--extra gcp --extra dev setup.py --output-file requirements.lock
+		--extra gcp --extra baselines --extra dev setup.py --output-file requirements.lock
 
 clean: ## Remove the environment and everything generated
 	rm -rf $(VENV) build dist *.egg-info lockstep-root .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,6 +19,7 @@ DEV = [
     "pre-commit>=4",
     "pytest>=9",
     "pytest-timeout>=2",
+    "pytest-xdist>=3",
     "ruff>=0.17",
     "types-PyYAML",
 ]
