@@ -69,8 +69,8 @@ def _feature(value: Any) -> tf.train.Feature:
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=[of.encode() for of in values]))
 
 
-def read_records(folder: Path, schema: Schema, batch_size: int, rows: int) -> tf.data.Dataset:
-    """Batches of the records, shuffled whole."""
+def read_records(folder: Path, schema: Schema, batch_size: int, shuffle_buffer: int) -> tf.data.Dataset:
+    """Batches of the records; the buffer is ours, so that as much is read before the first batch and while training."""
     spec = {
         f"{side}_{name}": _spec(feature)
         for side in ("query", "candidate")
@@ -80,7 +80,7 @@ def read_records(folder: Path, schema: Schema, batch_size: int, rows: int) -> tf
     records = files.interleave(
         lambda file: tf.data.TFRecordDataset(file, compression_type="GZIP"), num_parallel_calls=tf.data.AUTOTUNE
     )
-    batches = records.shuffle(rows).batch(batch_size, drop_remainder=True)
+    batches = records.shuffle(shuffle_buffer).batch(batch_size, drop_remainder=True)
     return batches.map(lambda batch: tf.io.parse_example(batch, spec), tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
