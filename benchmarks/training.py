@@ -6,10 +6,10 @@ Playlists are generated (configs/demo.toml, larger), and the data step makes our
 features, become the records of the plain implementation (benchmarks/plain_tfrs.py). Both have the same features,
 vocabularies, widths and batch size, and the optimizer that their users give them (Adagrad, Adam by rows); both are
 measured on the same validation queries, exactly over the same candidates. Epochs of one and of the other alternate, so
-that a slow minute of the machine slows both. A rate is the median over epochs, from opening the files to the last step, or
-over windows of steps, which leave out what comes before the second window: reading, filling the shuffle buffer (the same
-number of records for both), building the graph. Then a model with the configuration's own [train] is trained until it
-reaches the recall at which the plain implementation ended.
+that a slow minute of the machine slows both. A rate is the median over epochs, from opening the files to the last
+step, or over windows of steps, which leave out what comes before the second window: reading, filling the shuffle
+buffer (as many records for both), building the graph. Then a model with the configuration's own [train] is trained
+until it reaches the recall at which the plain implementation ended.
 """
 
 from __future__ import annotations
