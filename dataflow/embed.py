@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dataflow.digests import FeatureDigests
 from lockstep.config import EmbedSection
 from lockstep.embeddings import VersionedEmbeddings, embedding_batch
 from lockstep.errors import CorruptArtifactError, DataError, EmbeddingError, InputMismatchError
-from lockstep.features import feature_digests
 from lockstep.storage import fresh_directory
 from lockstep.tags import Artifact, Kind, Tag, open_artifact, write_tag
 from lockstep.towers import Tower
@@ -130,10 +130,11 @@ def _parts(source: Artifact, side: str) -> list[Path]:
 def _read(source: Artifact, side: Side, batch_size: int) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
     """Batches of entities, each with the digests of its features."""
     columns = ["id", "features"] + (["restricts", "crowding_tag"] if side == "candidate" else [])
+    digests = FeatureDigests()
     for path in _parts(source, side):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size, columns=columns):
-                yield batch, feature_digests(batch.column("features"))
+                yield batch, digests.of(batch.column("features"))
 
 
 def _embed_all(job: _Job, tower: Tower, batches: Iterator[tuple[pa.RecordBatch, pa.Array]]) -> int:

@@ -7,7 +7,6 @@ type that `arrow_type` names. A tower takes the same features as arrays (`tower_
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -96,11 +95,6 @@ def features_from_json(schema: Schema, tower: str, values: Mapping[str, Any]) ->
         raise RequestError(f"unknown {tower} features {unknown}: the schema has {sorted(declared)}")
     row = {name: _json_value(name, feature, values.get(name)) for name, feature in declared.items()}
     return pa.array([row], type=features_type(schema, tower))
-
-
-def feature_digests(features: pa.StructArray) -> pa.Array:
-    """A digest of each row's raw features, equal exactly when they are; tells a refresh what has changed."""
-    return pa.array([hashlib.blake2b(repr(row).encode(), digest_size=16).hexdigest() for row in features.to_pylist()])
 
 
 def _inputs(feature: Feature, values: pa.Array) -> NDArray[Any]:

@@ -13,7 +13,6 @@ from lockstep.config import parse_schema
 from lockstep.errors import RequestError
 from lockstep.features import (
     MISSING_TIME,
-    feature_digests,
     features_from_json,
     features_type,
     tower_inputs,
@@ -108,11 +107,3 @@ def test_json_features_equal_the_same_row_from_arrow() -> None:
 def test_wrong_json_features_are_request_errors(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):
         features_from_json(SCHEMA, "query", values)
-
-
-def test_digests_are_equal_exactly_when_the_features_are() -> None:
-    first, again, other = feature_digests(
-        rows({"name": "a", "size": 1.0}, {"name": "a", "size": 1.0}, {"name": "a", "size": 1.5})
-    ).to_pylist()
-    assert first == again
-    assert first != other

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataflow import embed
+from dataflow.digests import FeatureDigests
 from lockstep.config import EmbedSection
 from lockstep.embeddings import RESTRICTS, read_embeddings
 from lockstep.errors import (
@@ -23,7 +24,7 @@ from lockstep.errors import (
     VersionMismatchError,
     WrongKindError,
 )
-from lockstep.features import feature_digests, features_type
+from lockstep.features import features_type
 from lockstep.schema import Schema
 from lockstep.storage import fresh_directory
 from lockstep.tags import Kind, Tag, open_artifact, read_tag, write_tag
@@ -147,7 +148,7 @@ def test_a_candidate_row_holds_its_vector_version_digest_restricts_and_crowding_
         "crowding_tag": "by abc",
     }
     features = pa.array([{"title": "abc", "price": 2.0}], features_type(SCHEMA, "candidate"))
-    assert [first["feature_digest"]] == feature_digests(features).to_pylist()
+    assert [first["feature_digest"]] == FeatureDigests().of(features).to_pylist()
     assert first["feature_digest"] != second["feature_digest"]
     assert (tag.kind, tag.model_version, tag.snapshot, tag.rows) == (Kind.CANDIDATE_EMBEDDINGS, 7, 2, 2)
     assert tag.schema == SCHEMA.digest
