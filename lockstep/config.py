@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lockstep.errors import ConfigError
+from lockstep.errors import CombinationError, ConfigError
 from lockstep.model_sections import EvaluateSection, ModelSection, TrainSection, TuneSection
 from lockstep.schema import Schema
 from lockstep.section import Section, SectionType
@@ -231,6 +231,13 @@ class Config(BaseModel):
     kv: KVSection = KVSection()
     gate: GateSection = GateSection()
 
+    @model_validator(mode="after")
+    def _slices_are_of_the_schema(self) -> Config:
+        # Evaluation comes after training, which is a late moment to hear of a wrong name.
+        for name in self.evaluate.slices:
+            self.schema_.sliced_by(name)
+        return self
+
 
 def load_config(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
     """Read and check a configuration file.
@@ -251,7 +258,7 @@ def load_config(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = 
     for section, values in (overrides or {}).items():
         if isinstance(raw.get(section, {}), dict):  # what is no table is refused below
             raw[section] = {**raw.get(section, {}), **values}
-    return _validate(Config, raw, str(path))
+    return _validate(Config, raw, source=f"{path}: ")
 
 
 def parse_section(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
@@ -260,33 +267,35 @@ def parse_section(section: type[SectionType], values: Mapping[str, Any]) -> Sect
     Pipeline parameters pass whole numbers inside dicts as floats; pydantic takes 8.0 where an int belongs
     and refuses 8.5, which is what is wanted.
     """
-    return _validate(section, dict(values), f"the {section.__name__} parameter")
+    return _validate(section, dict(values), place=section.__name__.removesuffix("Section").lower())
 
 
 def parse_schema(values: Mapping[str, Any]) -> Schema:
     """Check a schema that arrives as a pipeline parameter."""
-    return _validate(Schema, dict(values), "the schema parameter")
+    return _validate(Schema, dict(values), place="schema")
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def _validate(model: type[_Model], raw: dict[str, Any], source: str) -> _Model:
+def _validate(model: type[_Model], raw: dict[str, Any], *, source: str = "", place: str = "") -> _Model:
+    """Check a file, or the one section of it that stands at a place."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{source}: {_sentence(model, raw, first)}") from error
+        if first["type"] == "value_error" and isinstance(first.get("input"), Mapping):
+            section = ".".join([place] * bool(place) + [str(step) for step in first["loc"]])
+            raise CombinationError(f"{source}{f'[{section}]: ' * bool(section)}{first['ctx']['error']}") from error
+        raise ConfigError(f"{source}{_sentence(model, raw, first, place)}") from error
 
 
-def _sentence(model: type[BaseModel], raw: dict[str, Any], error: Any) -> str:
+def _sentence(model: type[BaseModel], raw: dict[str, Any], error: Any, place: str) -> str:
     # Tagged unions put the tag into the location; only steps that exist in the input are the user's words.
     location = [str(step) for step in error["loc"]]
-    if error["type"] == "value_error" and isinstance(error.get("input"), Mapping):  # of several keys together
-        section = f"[{'.'.join(location)}]: " if location else ""
-        return f"{section}{error['ctx']['error']}"
-    *parents, key = location
-    where = f"[{'.'.join(_without_tags(parents, raw))}]" if parents else "the file"
+    *inner, key = location
+    parents = [place] * bool(place) + _without_tags(inner, raw)
+    where = f"[{'.'.join(parents)}]" if parents else "the file"
     if error["type"] == "extra_forbidden":
         valid = _valid_keys(model, location[:-1])
         near = difflib.get_close_matches(key, valid, 1)

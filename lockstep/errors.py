@@ -35,6 +35,10 @@ class ConfigError(LockstepError):
     """A configuration file or section is wrong."""
 
 
+class CombinationError(ConfigError):
+    """Keys of the configuration of which each is right, and which do not go together."""
+
+
 class SchemaError(LockstepError):
     """The feature schema contradicts itself or the data."""
 

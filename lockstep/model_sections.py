@@ -67,7 +67,7 @@ class TrainSection(Section):
     """What a query's candidate is told apart from: the others of the batch; those and `uniform_negatives` drawn
     evenly from the catalogue; or the whole catalogue. `auto`: all of it up to `full_softmax_max`, else `mixed`."""
     full_softmax_max: int = Field(20_000, ge=1)
-    uniform_negatives: int = Field(1024, ge=1)
+    uniform_negatives: int = Field(1024, ge=1, le=100_000)
     hard_negatives: int | None = Field(None, ge=1)
     """Keep only so many negatives a query, those that score highest."""
     logq: Literal["data", "streaming", "none"] = "data"
@@ -103,7 +103,7 @@ class TrainSection(Section):
     shuffle_buffer: int = Field(1_000_000, ge=1)
     """Records among which the next one is drawn; about 500 bytes of memory each."""
     checkpoint_every_steps: int = Field(500, ge=1)
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _hidden_can_be_found(self) -> TrainSection:

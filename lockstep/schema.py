@@ -33,10 +33,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lockstep.errors import SchemaError
+from lockstep.errors import ConfigError, SchemaError
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 HISTORY = "history."
+_SLICED = ("id", "categorical", "text", "numeric")
 _COUNT = re.compile(r"events\.([1-9][0-9]{0,2})d")
 MAX_ID_BYTES = 256
 """Longest id of a candidate or query entity, in UTF-8; key-value stores have limits not far above."""
@@ -287,6 +288,27 @@ class Schema(BaseModel):
     def features(self, tower: str) -> Mapping[str, Feature]:
         """The features of `query` or `candidate`."""
         return {"query": self.query, "candidate": self.candidate}[tower]
+
+    def sliced_by(self, wanted: str) -> dict[str, str]:
+        """The features that an evaluation cuts by: of each tower the one of a name, or else the first of that column.
+
+        Raises:
+            ConfigError: no tower has any, or only ones without a single value.
+        """
+        towers = {"query": self.query, "candidate": self.candidate}
+        of_name = [
+            (tower, n, f) for tower, all_ in towers.items() for n, f in all_.items() if wanted in (n, *f.columns)
+        ]
+        usable = [(tower, name) for tower, name, feature in of_name if feature.type in _SLICED]
+        if not usable:
+            what = f"is of type {of_name[0][2].type}" if of_name else "is no feature"
+            names = sorted({n for features in towers.values() for n, f in features.items() if f.type in _SLICED})
+            raise ConfigError(f"[evaluate] slices: {wanted!r} {what}: take one of {names}")
+        found: dict[str, str] = {}
+        for tower, name in usable:
+            if name == wanted or tower not in found:
+                found[tower] = name
+        return found
 
     def to_json(self) -> bytes:
         """Canonical bytes: equal schemas are equal bytes."""

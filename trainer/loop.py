@@ -160,11 +160,11 @@ class TrainingLoop:
         if self.validation is not None:
             with nullcontext() if self.average is None else self.average.applied():
                 measured = self.validation.measure(self.model.query_tower, self.model.candidate_tower)
-                recall = self._agree(measured.recall)
-                if self.best.add(recall, step) and self.section.early_stopping is not None:
+                better = self.best.add(self._agree(measured.recall), self._agree(measured.ndcg), step)
+                if better and self.section.early_stopping is not None:
                     self.best_weights.save(step)
                     # The other workers, too, wait until it is written: it may be what they take at the end.
-                    self._agree(recall)
+                    self._agree(measured.recall)
             self._report_validation(epoch, step, measured)
         self.board.histograms(step, self.variables)
         self._save(step)

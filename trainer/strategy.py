@@ -6,36 +6,54 @@ writes what is kept.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
-from lockstep.errors import TrainingError
+from lockstep.errors import ConfigError, TrainingError
 from lockstep.model_sections import TrainSection
 from trainer.input_pipeline import TrainingRecords
 
+_JOBS = ("chief", "worker")
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """The machines that train together, by job, and which of them this one is."""
+
+    addresses: dict[str, list[str]]
+    job: str
+    index: int
+
 
 def worker_count() -> int:
-    """How many machines train together, by TF_CONFIG."""
-    tasks = _cluster().cluster_spec().as_dict()
-    return len(tasks.get("chief", [])) + len(tasks.get("worker", [])) or 1
+    """How many machines train together, by TF_CONFIG.
+
+    Raises:
+        ConfigError: TF_CONFIG names no cluster of a chief and workers with a place for this machine.
+    """
+    return sum(len(addresses) for addresses in _cluster().addresses.values()) or 1
 
 
 def is_chief() -> bool:
     """Whether this process writes checkpoints and artifacts: the only worker, the `chief`, or else worker 0."""
     cluster = _cluster()
-    if worker_count() == 1 or cluster.task_type == "chief":
+    if worker_count() == 1 or cluster.job == "chief":
         return True
-    return "chief" not in cluster.cluster_spec().jobs and (cluster.task_type, cluster.task_id) == ("worker", 0)
+    return "chief" not in cluster.addresses and (cluster.job, cluster.index) == ("worker", 0)
 
 
 def build_strategy(section: TrainSection) -> tf.distribute.Strategy:
     """The configured strategy; with several workers, it waits for all of them.
 
     Raises:
-        TrainingError: it does not go with TF_CONFIG, or replicas cannot share the batch.
+        ConfigError: TF_CONFIG is wrong in itself.
+        TrainingError: the strategy does not go with TF_CONFIG, or replicas cannot share the batch.
     """
     workers, wanted = worker_count(), section.strategy
     if wanted == "auto":
@@ -50,6 +68,8 @@ def build_strategy(section: TrainSection) -> tf.distribute.Strategy:
         # Before TensorFlow has done anything else in this process, or it refuses.
         return tf.distribute.MultiWorkerMirroredStrategy()
     if wanted == "mirrored":
+        if not os.environ.get("TF_CONFIG", "unset").strip():
+            del os.environ["TF_CONFIG"]  # TensorFlow takes an empty one for broken JSON
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
@@ -126,5 +146,43 @@ def compiled(section: TrainSection) -> Iterator[None]:
         tf.config.optimizer.set_jit(before)
 
 
-def _cluster() -> tf.distribute.cluster_resolver.TFConfigClusterResolver:
-    return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+def _cluster() -> _Cluster:
+    """What TF_CONFIG says; no machines where it is not set, or has no cluster."""
+    text = os.environ.get("TF_CONFIG", "")
+    try:
+        config = json.loads(text) if text.strip() else {}
+    except ValueError as error:
+        raise _refused(f"it is no JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise _refused(f"it is {config!r}")
+    cluster, task = config.get("cluster", {}), config.get("task")
+    _check_jobs(cluster)
+    if not cluster:
+        return _Cluster({}, "worker", 0)
+    places = {(job, str(index)): index for job in cluster for index in range(len(cluster[job]))}
+    place = (str(task.get("type")), str(task.get("index"))) if isinstance(task, dict) else None
+    if place not in places:
+        raise _refused(f'"task" is {task!r}, which is not in the cluster {cluster}')
+    return _Cluster(cluster, place[0], places[place])
+
+
+def _check_jobs(cluster: Any) -> None:
+    if not isinstance(cluster, dict):
+        raise _refused(f'"cluster" is {cluster!r}')
+    for job, addresses in cluster.items():
+        if job not in _JOBS:
+            raise _refused(f"the cluster has the job {job!r}")
+        named = isinstance(addresses, list) and all(isinstance(address, str) and address for address in addresses)
+        if not named or not addresses:
+            raise _refused(f"the addresses of {job!r} are {addresses!r}")
+    if len(cluster.get("chief", [])) > 1:
+        raise _refused(f"'chief' has {len(cluster['chief'])} addresses")
+
+
+def _refused(found: str) -> ConfigError:
+    return ConfigError(
+        f'TF_CONFIG: {found}; expected an object with "cluster", a list of addresses for each of the jobs '
+        '"chief" (one address) and "worker", and "task", the type and the index of this machine among them. '
+        "Mend it, or unset it to train on this machine alone; on Vertex AI leave out the worker pools 2 and 3, "
+        "of parameter servers and evaluators, which Lockstep does not use"
+    )

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from lockstep.storage import mounted, write_atomically
+
+_log = logging.getLogger(__name__)
 
 PROJECTED = 10_000
 """The projector shows so many points at most."""
@@ -101,7 +104,15 @@ class Profiler:
         self._steps += 1
 
     def stop(self) -> None:
-        """End the record, where one has begun."""
+        """End the record; where one was asked for and has not begun, say so."""
         if self._records:
             tf.profiler.experimental.stop()
             self._records = False
+        elif self._steps <= self._begin < self._end:
+            _log.warning(
+                "no profile was recorded: this start trained %d steps, and [train] profile_steps begins after %d; "
+                "profile a training, or the rest of one, of more than %d steps",
+                self._steps,
+                self._begin,
+                self._begin,
+            )

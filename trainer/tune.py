@@ -29,7 +29,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from lockstep.config import parse_section
-from lockstep.errors import ConfigError, TrainingError
+from lockstep.errors import CombinationError, ConfigError, TrainingError
 from lockstep.model_sections import ModelSection, Range, TrainSection, TuneSection
 from lockstep.storage import write_atomically
 from lockstep.tags import Artifact, Kind, open_artifact
@@ -183,7 +183,12 @@ class _Search:
             )
         for name, choices in tune.parameters.items():
             for value in _extremes(choices) if isinstance(choices, Range) else choices:
-                with_settings(self.model, self.train, {name: value})
+                try:
+                    with_settings(self.model, self.train, {name: value})
+                except CombinationError:
+                    pass  # beside other choices of the search it may do
+                except ConfigError as error:
+                    raise ConfigError(f"[tune.parameters] {name!r}: {error}") from error
 
     def identity(self, tune: TuneSection, seed: int) -> str:
         """What a search must have in common with the one whose journal it goes on with."""
@@ -197,13 +202,15 @@ class _Search:
         trial.set_user_attr("settings", settings)
         _log.info("trial %d of %d: %s", trial.number + 1, tune.trials, settings)
         try:
-            return self.measure(settings)
+            recall, ndcg = self.measure(settings)
+            trial.set_user_attr("ndcg", ndcg)
+            return recall
         except _FAILURES as error:
             _log.warning("trial %d failed: %s", trial.number + 1, error)
             raise
 
-    def measure(self, settings: Mapping[str, Any]) -> float:
-        """Train with settings, and return the recall on the validation split."""
+    def measure(self, settings: Mapping[str, Any]) -> tuple[float, float]:
+        """Train with settings, and return recall and NDCG on the validation split."""
         model, train = with_settings(self.model, self.train, settings)
         named = json.dumps([model.to_dict(), train.to_dict()], sort_keys=True)
         folder = self.work / "trials" / hashlib.sha256(named.encode()).hexdigest()[:16]
@@ -212,9 +219,9 @@ class _Search:
         features = check_same_features(self.examples, self.preprocessing)
         validation = open_validation(self.examples, self.preprocessing, features, trained.candidates, train)
         assert validation is not None, "the search has looked"
-        recall = validation.measure(trained.query_tower, trained.candidate_tower).recall
-        _log.info("recall@%d %.4f in %.0f s", train.validation_k, recall, time.monotonic() - started)
-        return recall
+        found = validation.measure(trained.query_tower, trained.candidate_tower)
+        _log.info("recall@%d %.4f in %.0f s", train.validation_k, found.recall, time.monotonic() - started)
+        return found.recall, found.ndcg
 
     def drop_checkpoints(self) -> None:
         """Remove what an ended trial, failed ones included, needs no more."""
@@ -264,18 +271,29 @@ def _suggest(trial: optuna.Trial, name: str, choices: Any) -> Any:
 
 def _report(study: optuna.Study, work: Path) -> None:
     rows = [
-        {"trial": t.number + 1, "recall": t.value, "settings": t.user_attrs.get("settings", {})} for t in _ended(study)
+        {
+            "trial": trial.number + 1,
+            "recall": trial.value,
+            "ndcg": trial.user_attrs.get("ndcg"),
+            "settings": trial.user_attrs.get("settings", {}),
+        }
+        for trial in sorted(_ended(study), key=_rank, reverse=True)
     ]
-    rows.sort(key=lambda row: -1.0 if row["recall"] is None else row["recall"], reverse=True)
     write_atomically(work / "trials.json", json.dumps(rows, indent=1).encode() + b"\n")
 
 
 def _best(study: optuna.Study) -> Best:
-    start, ended = study.user_attrs["start"], _ended(study)
+    start, ended = tuple(study.user_attrs["start"]), _ended(study)
     measured = [trial for trial in ended if trial.value is not None]
     if not measured:
         raise TrainingError(f"all {len(ended)} trials failed: narrow the ranges of [tune], above all the learning rate")
-    best = max(measured, key=lambda trial: trial.value or 0.0)
-    if (best.value or 0.0) <= start:
-        return Best({}, start, start, len(ended))
-    return Best(best.user_attrs["settings"], best.value or 0.0, start, len(ended))
+    best = max(measured, key=_rank)
+    recall, _ = _rank(best)
+    if _rank(best) <= start:
+        return Best({}, start[0], start[0], len(ended))
+    return Best(best.user_attrs["settings"], recall, start[0], len(ended))
+
+
+def _rank(trial: FrozenTrial) -> tuple[float, float]:
+    """Recall, and NDCG for trials of the same; below all others one that failed."""
+    return -1.0 if trial.value is None else trial.value, trial.user_attrs.get("ndcg", -1.0)

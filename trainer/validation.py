@@ -6,6 +6,7 @@ evaluation of the exported towers (`trainer.evaluate`).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from trainer.evaluation.queries import Queries, read_catalogue, read_queries
 from trainer.evaluation.ranking import Only, Products
 from trainer.towers import TowerNetwork
 
+_log = logging.getLogger(__name__)
 _ROWS = 16_384
 
 
@@ -77,6 +79,14 @@ def open_validation(
     queries = read_queries(examples.path / "validation", catalogue).first(section.validation_queries)
     if not len(queries):
         return None
+    ranked = int(np.count_nonzero(catalogue.known_before_validation))
+    if ranked <= section.validation_k:
+        _log.warning(
+            "validation ranks %d candidates, so that recall@%d is always 1 and NDCG alone decides: lower [train] "
+            "validation_k",
+            ranked,
+            section.validation_k,
+        )
     schema = Schema.from_json((examples / "schema.json").read_bytes())
     encode = tf.saved_model.load(str(preprocessing / "query")).signatures["serving_default"]
     inputs = tower_inputs(schema, "query", queries.features)
@@ -97,11 +107,15 @@ def embed(tower: TowerNetwork, encoded: Mapping[str, tf.Tensor]) -> NDArray[np.f
 
 
 class Best(tf.Module):
-    """The best epoch so far; part of the checkpoint, so that a training that goes on knows it."""
+    """The best epoch so far, by recall, and of equal recall by NDCG.
+
+    It is part of the checkpoint, so that a training that goes on knows it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._recall = tf.Variable(-1.0, dtype=tf.float64, trainable=False)
+        self._ndcg = tf.Variable(-1.0, dtype=tf.float64, trainable=False)
         self._step = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self._epochs_since = tf.Variable(0, dtype=tf.int64, trainable=False)
 
@@ -120,12 +134,13 @@ class Best(tf.Module):
         """Epochs without a better one."""
         return int(self._epochs_since.numpy())
 
-    def add(self, recall: float, step: int) -> bool:
+    def add(self, recall: float, ndcg: float, step: int) -> bool:
         """Take an epoch in; True where it is the best."""
-        if recall <= self.recall:
+        if (recall, ndcg) <= (self.recall, float(self._ndcg.numpy())):
             self._epochs_since.assign_add(1)
             return False
         self._recall.assign(recall)
+        self._ndcg.assign(ndcg)
         self._step.assign(step)
         self._epochs_since.assign(0)
         return True

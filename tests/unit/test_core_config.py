@@ -76,7 +76,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
 def test_whole_floats_from_pipeline_parameters_are_ints_again() -> None:
     assert parse_section(IndexSection, {"threads": 4.0, "leaves": None}).threads == 4
     assert type(parse_section(IndexSection, {"threads": 4.0}).threads) is int
-    with pytest.raises(ConfigError, match=r"the IndexSection parameter: the file threads = 4\.5|threads = 4\.5"):
+    with pytest.raises(ConfigError, match=r"^\[index\] threads = 4\.5"):
         parse_section(IndexSection, {"threads": 4.5})
 
 
@@ -128,7 +128,7 @@ def test_errors_of_the_schema_are_schema_errors(tmp_path: Path) -> None:
     "train", [{"find_hidden": True}, {"find_hidden": True, "sample_history": 1.0, "negatives": "mixed"}]
 )
 def test_what_is_hidden_can_only_be_found_by_the_full_softmax(train: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=r"^the TrainSection parameter: find_hidden takes the full softmax"):
+    with pytest.raises(ConfigError, match=r"^\[train\]: find_hidden takes the full softmax"):
         parse_section(TrainSection, train)
     assert parse_section(TrainSection, {"find_hidden": True, "sample_history": 1.0}).find_hidden
 
@@ -139,7 +139,10 @@ def test_what_is_hidden_can_only_be_found_by_the_full_softmax(train: dict[str, o
         ("[train]\nfind_hidden = true", r"\[train\]: find_hidden takes the full softmax"),
         ("[train]\nsample_at_most = 3", r"\[train\]: sample_at_most means nothing without sample_history"),
         ("[train]\nseed = -1", r"\[train\] seed = -1"),
+        ("[train]\nseed = 20240101123456", r"\[train\] seed = 20240101123456: input should be less than 2147483648"),
+        ("[train]\nuniform_negatives = 1000000", r"uniform_negatives = 1000000: input should be less than or equal"),
         ("[evaluate]\nks = []", r"\[evaluate\] ks = \[\]"),
+        ("[evaluate]\nslices = ['a', 'c']", r"^\[evaluate\] slices: 'c' is no feature: take one of \['a', 'b'\]"),
         ("[evaluate]\nks = [10, 0]", r"ks.* = 0"),
         ("[model]\nquery = { hidden = [0] }", r"hidden.* = 0"),
         ('[tune.parameters]\n"train.seed" = [1, 2]', "'train.seed' decides how trials are compared, or nothing at all"),

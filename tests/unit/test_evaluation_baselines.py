@@ -118,11 +118,13 @@ def test_the_settings_are_those_with_the_best_recall_on_validation():
 
 
 def test_the_choice_can_differ_from_the_first_of_the_grid():
-    # Candidate 280 stands with 119 others, so 50 neighbours leave out what 200 find; ties at 0 go to lower indices.
+    # Candidate 280 stands with 119 others, so 50 neighbours leave out what 200 find; ties at 0 go to lower indices,
+    # which 140 entities take that have nothing else.
     rng = np.random.default_rng(0)
     others = np.arange(281, 400)
-    query = np.repeat(np.arange(200), 40)
-    candidate = np.concatenate([[280, *np.sort(rng.choice(others, 39, replace=False))] for _ in range(200)])
+    query = np.concatenate([np.repeat(np.arange(200), 40), np.repeat(np.arange(200, 340), 2)])
+    taken = [[280, *np.sort(rng.choice(others, 39, replace=False))] for _ in range(200)]
+    candidate = np.concatenate([*taken, np.arange(280)])
     targets = [sorted(rng.choice(others, 20, replace=False).tolist()) for _ in range(30)]
     validation = queries_of([[280]] * 30, targets)
     section = EvaluateSection(ks=(110,), baselines=("item_knn",))
@@ -187,9 +189,47 @@ def test_als_believes_entities_by_their_weight():
     weights[:30] = 0.01
     for given, first in ((interactions, 1), (replace(interactions, weights=weights), 2)):
         queries, scores = queries_of([[0]], [[1]]), np.empty((1, 5), dtype=np.float32)
-        scorer = als(given, {"factors": 4, "regularization": 0.1}, EvaluateSection())(queries)
+        scorer = als(given, {"factors": 1, "regularization": 5.0, "alpha": 20.0}, EvaluateSection())(queries)
         scorer.score(slice(0, 1), scores)
-        assert np.argmax(scores[0, 1:]) + 1 == first
+        assert np.argmax(scores[0, 1:3]) + 1 == first
+
+
+def test_als_solves_the_normal_equations_of_its_paper():
+    # With candidates' factors Y, a history's factor is x = (Y' C Y + l I)^-1 Y' C p: C = 1 + alpha and p = 1 for what
+    # it holds, C = 1 and p = 0 for what it does not.
+    rng = np.random.default_rng(3)
+    pairs = np.unique(rng.integers(0, 20 * 6, 60))
+    weights = rng.uniform(0.1, 1.0, 20).astype(np.float32)
+    interactions = Interactions(pairs // 6, pairs % 6, 6, weights)
+    settings = {"factors": 2, "regularization": 0.5, "alpha": 4.0}
+    queries = queries_of([[0, 3], [1]], [[2], [2]])
+    products = als(interactions, settings, EvaluateSection())(queries)
+    items = np.asarray(products.candidate_vectors, dtype=np.float64)
+    for history, found in zip([[0, 3], [1]], products.vectors, strict=True):
+        confidence = np.where(np.isin(np.arange(6), history), 1.0 + 4.0, 1.0)
+        wanted = np.linalg.solve(
+            items.T @ (confidence[:, None] * items) + 0.5 * np.eye(2), items.T @ (confidence * (confidence > 1.0))
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-3)
+    # Without any more confidence in what was taken the entities' weights mean nothing.
+    unweighted, weighted = (
+        als(of, {**settings, "alpha": 0.0}, EvaluateSection())(queries).candidate_vectors
+        for of in (replace(interactions, weights=None), interactions)
+    )
+    np.testing.assert_array_equal(unweighted, weighted)
+    assert not np.allclose(unweighted, items)
+
+
+@pytest.mark.parametrize("name", ["item_knn", "ease", "als"])
+def test_a_candidate_that_training_has_not_seen_is_not_ranked(name):
+    # Of a score of 0 it would stand above every negative one.
+    interactions, validation = grouped(4)
+    wider = replace(interactions, candidates=45)
+    fitted, _ = fit_baselines(wider, validation, 45, EvaluateSection(ks=(8,), baselines=(name,)))
+    scores = np.empty((len(validation), 45), dtype=np.float32)
+    fitted[name].scorer(validation).score(slice(0, len(validation)), scores)
+    assert np.isneginf(scores[:, 40:]).all()
+    assert np.isfinite(scores[:, :40]).all()
 
 
 def test_als_without_its_package_says_what_to_install(monkeypatch):

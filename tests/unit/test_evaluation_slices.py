@@ -87,15 +87,15 @@ def test_slices_by_column_are_the_most_frequent_values_of_either_tower():
     by_land = members(column_slices(["country"], SCHEMA, features))
     assert by_land["queries", "country", "b"] == [0, 1, 2]
     assert by_land["queries", "country", "a"] == [3, 4]
-    assert by_land["queries", "country", "missing"] == [5]
+    assert by_land["queries", "country", "(missing)"] == [5]
     assert by_land["queries", "country", "z07"] == [13]  # the tenth by count and name
-    assert by_land["queries", "country", "other"] == [14, 15, 16]
+    assert by_land["queries", "country", "(other)"] == [14, 15, 16]
     assert len(by_land) == 12
     by_genre = members(column_slices(["genre"], SCHEMA, features))
     assert by_genre == {("candidates", "genre", "x"): [0, 2, 4], ("candidates", "genre", "y"): [1, 3]}
     by_price = members(column_slices(["price"], SCHEMA, features))
     assert list(by_price.values()) == [[0], [1], [2], [4], [3]]
-    assert [value for _, _, value in by_price] == ["up to 1", "up to 2", "up to 3", "up to 4", "missing"]
+    assert [value for _, _, value in by_price] == ["up to 1", "up to 2", "up to 3", "up to 4", "(missing)"]
 
 
 def test_recall_in_a_slice_of_candidates_is_over_its_own_held_out():
@@ -117,11 +117,62 @@ def test_recall_in_a_slice_of_queries_counts_what_the_catalogue_does_not_know():
     np.testing.assert_array_equal(slice_recall(part, ranking, queries, (2,))["recall@2"], [2 / 5, np.nan])
 
 
-def test_an_empty_text_is_a_value_and_none_is_not():
-    lands = ["", None, "a", "a"]
+def land_slices(lands: list[str | None]) -> dict[str, list[int]]:
     features = {"query": pa.array([{"land": land, "past": []} for land in lands], features_type(SCHEMA, "query"))}
-    found = members(column_slices(["land"], SCHEMA, features))
-    assert {value: of for (_, _, value), of in found.items()} == {"a": [2, 3], "": [0], "missing": [1]}
+    return {value: of for (_, _, value), of in members(column_slices(["land"], SCHEMA, features)).items()}
+
+
+def test_an_empty_text_and_nan_are_missing_as_null_is():
+    assert land_slices(["", None, "a", "a"]) == {"a": [2, 3], "(missing)": [0, 1]}
+    prices = pa.array([{"price": p} for p in (np.nan, None, 2.0)], features_type(SCHEMA, "candidate"))
+    by_price = members(column_slices(["price"], SCHEMA, {"candidate": prices}))
+    assert {value: of for (_, _, value), of in by_price.items()} == {"up to 2": [2], "(missing)": [0, 1]}
+
+
+def test_no_value_can_be_taken_for_the_missing_the_others_or_another_value():
+    lands = [None, "missing", "(missing)", '"(missing)"', " ", "a  b", "a b", "other", "(other)", "y", "z", "zz"]
+    assert land_slices(lands) == {
+        '" "': [4],
+        '"\\"(missing)\\""': [3],
+        '"(missing)"': [2],
+        '"(other)"': [8],
+        '"a  b"': [5],
+        "a b": [6],
+        "missing": [1],
+        "other": [7],
+        "y": [9],
+        "z": [10],
+        "(other)": [11],
+        "(missing)": [0],
+    }
+
+
+def test_quarters_have_as_many_digits_as_it_takes_to_tell_them_apart():
+    candidates = pa.array([{"price": 1e7 + i} for i in range(4)], features_type(SCHEMA, "candidate"))
+    found = column_slices(["price"], SCHEMA, {"candidate": candidates})
+    assert [of.value for of in found] == ["up to 10000000", "up to 10000001", "up to 10000002", "up to 10000003"]
+
+
+def test_there_is_one_slice_a_column_and_side_however_many_features_are_of_it():
+    book = {
+        "bulk": {"type": "categorical", "columns": ["pages"]},
+        "pages": {"type": "numeric"},
+        "seconds": {"type": "numeric", "columns": ["length"]},
+        "duration": {"type": "categorical", "columns": ["length"]},
+    }
+    schema = Schema.model_validate({"query": {"long": book["bulk"]}, "candidate": book})
+    features = {
+        "query": pa.array([{"long": "much"}], features_type(schema, "query")),
+        "candidate": pa.array(
+            [{"bulk": "few", "pages": 90.0, "seconds": 1.0, "duration": "low"}], features_type(schema, "candidate")
+        ),
+    }
+    found = column_slices(["pages", "length", "pages"], schema, features)
+    assert [(of.of, of.by, of.value) for of in found] == [
+        ("queries", "pages", "much"),
+        ("candidates", "pages", "up to 90"),  # the feature of that name, though another of the column comes first
+        ("candidates", "length", "low"),  # the first by name
+    ]
 
 
 def test_the_popularity_of_the_held_out_is_the_mean_over_queries():
@@ -133,7 +184,7 @@ def test_the_popularity_of_the_held_out_is_the_mean_over_queries():
 
 
 def test_a_comparison_puts_all_scorers_side_by_side():
-    queries = queries_of([[], []], [[0], [2]])
+    queries = queries_of([[]] * 20, [[0], [2]] * 10)
     scorers = {
         "model": SameForAll(np.array([1, 2, 3], dtype=np.float32)),
         "popularity": SameForAll(np.array([3, 2, 1], dtype=np.float32)),
@@ -141,18 +192,18 @@ def test_a_comparison_puts_all_scorers_side_by_side():
     catalogue = catalogue_of([7, 3, 0])
     part = Slice("candidates", "genre", "x", np.array([True, False, False]))
     empty = Slice("candidates", "genre", "y", np.array([False, True, False]))
-    section = EvaluateSection(ks=(1, 2), bootstrap=100)
+    section = EvaluateSection(ks=(1, 2), bootstrap=1_000)
     measures, details = compare(scorers, queries, catalogue, [part, empty], section)
     assert (measures["model"]["recall@1"], measures["popularity"]["recall@1"]) == (0.5, 0.5)
     assert (measures["model"]["mrr"], measures["model"]["coverage@2"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert (measures["model"]["popularity@1"], measures["popularity"]["popularity@2"]) == (0.0, 5.0)
     assert details["held_out_popularity"] == 3.5
     assert details["curves"] == {"model": {"1": 0.5, "2": 0.5}, "popularity": {"1": 0.5, "2": 0.5}}
-    # one query gains 1, the other loses 1; resamples of two hold -1, 0 and 1
-    assert details["gains"]["popularity"]["recall@1"] == {"value": 0.0, "low": -1.0, "high": 1.0}
+    # ten queries gain 1, ten lose 1: of 20 drawn 6 to 14 gain in 95 of 100 cases, which makes means of -0.4 to 0.4
+    assert details["gains"]["popularity"]["recall@1"] == {"value": 0.0, "low": -0.4, "high": 0.4}
     assert details["gains"]["popularity"]["popularity@1"]["value"] == -7.0
     first, second = details["slices"]
-    assert (first["queries"], first["held_out"]) == (1, 1)
+    assert (first["queries"], first["held_out"]) == (10, 10)
     assert first["recall"]["popularity"]["recall@1"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert first["recall"]["model"]["recall@2"]["value"] == 0.0
     assert (second["queries"], second["recall"]["model"]["recall@1"]) == (0, {"value": None, "low": None, "high": None})

@@ -151,10 +151,12 @@ def test_validation_ranks_only_what_was_known_before_the_split(made, tmp_path):
 
 def test_best_counts_the_epochs_since():
     best = Best()
-    assert [best.add(recall, step) for step, recall in enumerate([0.0, 0.2, 0.2, 0.1])] == [True, True, False, False]
+    epochs = [(0.0, 0.1), (0.2, 0.1), (0.2, 0.1), (0.1, 0.9)]
+    assert [best.add(*of, step) for step, of in enumerate(epochs)] == [True, True, False, False]
     assert (best.recall, best.step, best.epochs_since) == (0.2, 1, 2)
-    assert best.add(0.3, 4)
-    assert (best.recall, best.step, best.epochs_since) == (0.3, 4, 0)
+    assert best.add(0.2, 0.11, 4), "of equal recall the better NDCG"
+    assert best.add(0.3, 0.0, 5)
+    assert (best.recall, best.step, best.epochs_since) == (0.3, 5, 0)
 
 
 def test_the_average_is_what_remains_and_survives_a_restart(made, tmp_path, monkeypatch):
@@ -199,13 +201,15 @@ def loop_of(made: Artifacts, work: Path, **changes: object) -> TrainingLoop:
     return TrainingLoop(model, records, TRAIN, work)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "removed"])
+@pytest.mark.parametrize("damage", ["overwritten", "removed"])
 def test_records_that_cannot_be_read_are_not_called_records_that_do_not_fit(tmp_path, damage):
     made = make_artifacts(tmp_path / "made", rows=1_000, queries=1)
     loop = loop_of(made, tmp_path / "work")  # what happens to the files from here on is not what was checked
     shard = made.examples / "train" / "part-00001-of-00002.tfrecord.gz"
-    if damage == "truncated":
-        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    if damage == "overwritten":
+        content = shard.read_bytes()
+        middle = len(content) // 2
+        shard.write_bytes(content[:middle] + b"\xff" * 64 + content[middle + 64 :])
     else:
         shard.unlink()
     sentence = r"the training records cannot be read to their end \(.+\): fetch the artifact again, or rerun generate"

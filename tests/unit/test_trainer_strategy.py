@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from click.testing import CliRunner
 
-from lockstep.errors import TrainingError
+from lockstep.errors import ConfigError, TrainingError
 from lockstep.model_sections import TrainSection
 from tests.unit.trainer_artifacts import Artifacts, make_artifacts
+from trainer.command import main
 from trainer.strategy import build_strategy, check_batch, is_chief, precision, worker_count
 
 FIT = """
@@ -172,6 +174,71 @@ def test_tf_config_says_who_is_the_chief(monkeypatch):
     assert start_as("worker", 1, worker=["b:1", "c:1"]) == (2, False)
     with pytest.raises(TrainingError, match="TF_CONFIG names 2 workers"):
         build_strategy(TrainSection(strategy="mirrored"))
+
+
+ALONE = {
+    "empty": "",
+    "blank": " ",
+    "no-cluster": "{}",
+    "empty-cluster": '{"environment": "cloud", "cluster": {}, "task": {}}',
+    "single-replica": '{"cluster": {"chief": ["localhost:2222"]}, "environment": "cloud", "job": {"scale": "CUSTOM"}, '
+    '"task": {"type": "chief", "index": 0, "trial": "1", "cloud": "x"}}',
+    "text-index": '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": "0"}}',
+}
+
+
+@pytest.mark.parametrize("value", ALONE.values(), ids=ALONE)
+def test_a_tf_config_of_one_machine_trains_alone(monkeypatch, value):
+    monkeypatch.setenv("TF_CONFIG", value)
+    assert (worker_count(), is_chief()) == (1, True)
+    assert build_strategy(TrainSection()).num_replicas_in_sync == 1
+    assert build_strategy(TrainSection(strategy="mirrored")).num_replicas_in_sync == 1
+
+
+TWO = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": %s}'
+BROKEN = [
+    ("{broken", "it is no JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
+    ("[]", "it is []"),
+    ("0", "it is 0"),
+    ('{"cluster": null}', '"cluster" is None'),
+    ('{"cluster": ["a:1"]}', "\"cluster\" is ['a:1']"),
+    ('{"cluster": {"worker": "a:1"}}', "the addresses of 'worker' are 'a:1'"),
+    ('{"cluster": {"worker": []}}', "the addresses of 'worker' are []"),
+    ('{"cluster": {"worker": ["a:1", 2]}}', "the addresses of 'worker' are ['a:1', 2]"),
+    ('{"cluster": {"chief": ["a:1", "b:1"]}}', "'chief' has 2 addresses"),
+    ('{"cluster":{"ps":["a:1"]},"task":{"type":"ps","index":0}}', "the cluster has the job 'ps'"),
+    ('{"cluster": {"chief": ["a:1"], "evaluator": ["b:1"]}}', "the cluster has the job 'evaluator'"),
+    ('{"cluster":{"worker":["a:1","b:1"]}}', '"task" is None'),
+    (TWO % '{"type": "evaluator", "index": 0}', "\"task\" is {'type': 'evaluator', 'index': 0}"),
+    (TWO % '{"type": "worker", "index": 2}', "\"task\" is {'type': 'worker', 'index': 2}"),
+    (TWO % '{"type": "worker", "index": -1}', "\"task\" is {'type': 'worker', 'index': -1}"),
+    (TWO % '{"type": "worker", "index": true}', "\"task\" is {'type': 'worker', 'index': True}"),
+    (TWO % '{"type": ["worker"], "index": 0}', "\"task\" is {'type': ['worker'], 'index': 0}"),
+    (TWO % '{"type": "worker"}', "\"task\" is {'type': 'worker'}"),
+    ('{"cluster":{"worker":["localhost:2222"]},"task":{"type":"worker","index":5}}', "'index': 5}"),
+]
+
+
+@pytest.mark.parametrize(("value", "found"), BROKEN, ids=range(len(BROKEN)))
+def test_a_tf_config_that_names_no_place_in_a_cluster_is_refused(monkeypatch, value, found):
+    monkeypatch.setenv("TF_CONFIG", value)
+    for ask in (worker_count, is_chief, lambda: build_strategy(TrainSection())):
+        with pytest.raises(ConfigError) as refused:
+            ask()
+        assert str(refused.value).startswith("TF_CONFIG: ")
+        assert found in str(refused.value)
+
+
+def test_the_command_line_says_what_is_wrong_with_tf_config(made, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text('[schema]\nquery.country.type = "categorical"\ncandidate.genre.type = "categorical"\n')
+    line = ["--config", config, "--examples", made.examples, "--preprocessing", made.preprocessing, "--run", "r",
+            "--model-version", "1", "--query-tower", tmp_path / "q", "--candidate-tower", tmp_path / "c",
+            "--work", tmp_path / "work"]  # fmt: skip
+    environment = {"TF_CONFIG": '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}'}
+    result = CliRunner().invoke(main, [str(part) for part in line], env=environment)
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert result.output.startswith("Error: TF_CONFIG: the cluster has the job 'ps'; expected ")
 
 
 def test_several_workers_without_tf_config_are_refused():

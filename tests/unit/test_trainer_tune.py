@@ -88,10 +88,23 @@ def begun(searched, tmp_path) -> Path:
 # What is found
 
 
+def test_of_equal_recall_the_better_ndcg_is_the_best(made, tmp_path, caplog):
+    # Of so many every candidate is found by every model.
+    everything = TRAIN.model_copy(update={"validation_k": 10_000})
+    best = search(made, tmp_path / "work", trials=2, train=everything)
+    found = rows(tmp_path / "work")
+    assert [row["recall"] for row in found] == [1.0, 1.0] == [best.start, best.recall]
+    assert found[0]["ndcg"] > found[1]["ndcg"]
+    assert best.settings == found[0]["settings"]
+    assert "recall@10000 is always 1 and NDCG alone decides: lower [train] validation_k" in caplog.text
+
+
 def test_the_best_trial_is_returned_with_what_it_is_compared_to(made, searched, tmp_path):
     work, best = searched
     found = rows(work)
-    assert [row["recall"] for row in found] == sorted((row["recall"] for row in found), reverse=True)
+    assert [(row["recall"], row["ndcg"]) for row in found] == sorted(
+        ((row["recall"], row["ndcg"]) for row in found), reverse=True
+    )
     assert {row["trial"] for row in found} == {1, 2}
     assert (best.recall, best.settings, best.trials) == (found[0]["recall"], found[0]["settings"], 2)
     assert best.recall > best.start > 0
@@ -226,7 +239,10 @@ def test_a_search_of_nothing_but_failures_says_so(made, tmp_path):
     ("parameters", "sentence"),
     [
         ({"model.embedding_dim": (64, 1)}, "embedding_dim = 1: input should be greater than or equal to 2"),
-        ({"model.query.hiden": ((8,),)}, r"\[query\] has an unknown key 'hiden' \(did you mean 'hidden'\?\)"),
+        (
+            {"model.query.hiden": ((8,),)},
+            r"'model.query.hiden': \[model.query\] has an unknown key 'hiden' \(did you mean",
+        ),
         ({"model.query.pooling.history": ("mean", "sum")}, "history = 'sum'"),
         ({"train.optimizer": ("adam", "sgd")}, "optimizer = 'sgd'"),
         ({"model.dropout": Range(low=0.0, high=1.5)}, r"dropout = 1\.5"),
@@ -258,6 +274,10 @@ def test_ends_of_ranges_and_all_choices_that_a_key_takes_are_accepted(made, begu
         "model.query.pooling.history": ("unset", "recency"),
         "train.epochs": Range(low=1, high=9, log=True),
         "train.average_weights": ("unset", 0.9),
+        # These go together, and not each by itself with the configuration.
+        "train.find_hidden": (True, False),
+        "train.sample_history": (0.5, 1.0),
+        "train.sample_at_most": (3, 5),
     }
     # What is refused is the journal, which is opened after the choices were looked at.
     with pytest.raises(ConfigError, match="holds a search of other examples, settings or parameters"):
@@ -409,7 +429,7 @@ def test_the_command_prints_settings_that_go_into_the_file(tmp_path):
     (folder,) = (root / "tune").iterdir()
     work = folder / "search"
     (row,) = rows(work)
-    start = journal(work).user_attrs["start"]
+    start, _ = journal(work).user_attrs["start"]
     assert row["recall"] > start
     heading, found = first.stdout[first.stdout.index("# recall@10") :].split("\n", 1)
     assert heading == (

@@ -1,8 +1,9 @@
 """What a retrieval model has to beat: baselines that learn from who took what, and nothing else.
 
 Each learns from the events that training may see (`interactions.parquet`), scores by a query's whole history, and has
-the best settings of a small grid, by recall on the validation split. None can score a candidate that training has never
-seen; such scores tie at 0, and ties go to the lower index, which is the more popular candidate.
+the best settings of a small grid, by recall on the validation split. None can say anything of a candidate that training
+has never seen; so it is not ranked, where a score of 0 would stand above all that are negative. Ties go to the lower
+index, which is the more popular candidate.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lockstep.model_sections import EvaluateSection
 from lockstep.tags import Artifact
 from trainer.evaluation.measures import measure
 from trainer.evaluation.queries import Queries
-from trainer.evaluation.ranking import HistorySums, Products, Scorer
+from trainer.evaluation.ranking import HistorySums, Only, Products, Scorer
 
 _log = logging.getLogger(__name__)
 Weights = NDArray[np.float32]
@@ -31,7 +32,12 @@ Settings = Mapping[str, float]
 GRIDS: Mapping[str, tuple[Settings, ...]] = {
     "item_knn": tuple({"neighbours": n, "shrinkage": s} for n in (50, 200, 1000) for s in (0, 10, 100, 1000)),
     "ease": tuple({"l2": l2} for l2 in (100, 300, 1000, 3000, 10_000)),
-    "als": tuple({"factors": f, "regularization": r} for f in (32, 64, 128) for r in (1.0, 10.0, 50.0)),
+    "als": tuple(
+        {"factors": f, "regularization": r, "alpha": a}
+        for f in (32, 64, 128)
+        for r in (1.0, 10.0, 50.0)
+        for a in (0.0, 1.0, 10.0)
+    ),
 }
 """The settings that are tried, by baseline."""
 CHOICE_QUERIES = 2_000
@@ -186,8 +192,11 @@ def invert(matrix: Weights) -> None:
 def als(interactions: Interactions, settings: Settings, section: EvaluateSection) -> Callable[[Queries], Scorer]:
     """Matrix factorisation of implicit feedback; a query's vector is folded in from its history.
 
+    The squared error of what an entity took, which should be 1, counts 1 + alpha times the entity's weight; of what it
+    did not take, which should be 0, it counts 1.
+
     Args:
-        settings: `factors` and `regularization`.
+        settings: `factors`, `regularization` and `alpha`.
 
     Returns:
         What makes it score some queries.
@@ -195,15 +204,16 @@ def als(interactions: Interactions, settings: Settings, section: EvaluateSection
     Raises:
         ImportError: the package implicit is not installed.
 
-    Reference: Hu, Koren & Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008; the
-    confidence in what an entity took is its weight.
+    Reference: Hu, Koren & Volinsky, "Collaborative filtering for implicit feedback datasets", ICDM 2008, section 4.
     """
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits  # comes with implicit, whose threads are many already
 
     entities = int(interactions.query[-1]) + 1 if len(interactions.query) else 0
-    confidence = None if interactions.weights is None else interactions.weights[interactions.query]
-    taken = _matrix(interactions.query, interactions.candidate, entities, interactions, confidence)
+    weights = np.float32(1.0) if interactions.weights is None else interactions.weights[interactions.query]
+    # The package takes the whole of the confidence, and 1 of what is not there.
+    confidence = np.broadcast_to(1.0 + np.float32(settings["alpha"]) * weights, interactions.query.shape)
+    taken = _matrix(confidence, interactions.query, interactions.candidate, entities, interactions.candidates)
     with threadpool_limits(1, "blas"):
         model = AlternatingLeastSquares(
             factors=int(settings["factors"]),
@@ -216,7 +226,8 @@ def als(interactions: Interactions, settings: Settings, section: EvaluateSection
     def scorer(queries: Queries) -> Scorer:
         rows = np.repeat(np.arange(len(queries)), [len(history) for history in queries.history])
         past = np.concatenate([*queries.history, np.empty(0, dtype=np.int64)])
-        histories = _matrix(rows, past, len(queries), interactions)
+        believed = np.full(len(rows), 1.0 + settings["alpha"], dtype=np.float32)
+        histories = _matrix(believed, rows, past, len(queries), interactions.candidates)
         return Products(model.recalculate_user(np.arange(len(queries)), histories), model.item_factors)
 
     return scorer
@@ -239,16 +250,18 @@ def _fits(
     name: str, interactions: Interactions, section: EvaluateSection
 ) -> Callable[[Settings], Callable[[Queries], Scorer]]:
     """How a baseline is fitted with given settings."""
-    if name == "als":
-        return lambda settings: als(interactions, settings, section)
-    gram = co_occurrences(interactions)
+    gram = None if name == "als" else co_occurrences(interactions)
+    seen = np.bincount(interactions.candidate, minlength=interactions.candidates) > 0
 
     def fit(settings: Settings) -> Callable[[Queries], Scorer]:
+        if gram is None:
+            scorer = als(interactions, settings, section)
+            return lambda queries: Only(scorer(queries), seen)
         if name == "ease":
             weights = ease(gram, settings["l2"])
         else:
             weights = item_knn(gram, int(settings["neighbours"]), settings["shrinkage"])
-        return lambda queries: HistorySums(weights, queries.history)
+        return lambda queries: Only(HistorySums(weights, queries.history), seen)
 
     return fit
 
@@ -272,15 +285,9 @@ def _choose(
 
 
 def _matrix(
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    entities: int,
-    interactions: Interactions,
-    values: NDArray[np.float32] | None = None,
+    values: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64], entities: int, candidates: int
 ) -> Any:
-    """What entities took as a sparse matrix of ones, or of values."""
+    """[entities, candidates] sparse."""
     from scipy.sparse import csr_matrix  # comes with implicit
 
-    if values is None:
-        values = np.ones(len(rows), dtype=np.float32)
-    return csr_matrix((values, (rows, columns)), shape=(entities, interactions.candidates))
+    return csr_matrix((values, (rows, columns)), shape=(entities, candidates))

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+FEWEST_QUERIES = 10
+"""Of fewer values the percentile interval is much too narrow: of normal ones it holds the mean in 89 % of the cases
+with 10, in 83 % with 5, in 50 % with 2, and of a single value it has no width at all.
+"""
 _ELEMENTS = 2_000_000
 """Of the counts of a few resamples at a time: 16 MB."""
 
@@ -21,7 +25,7 @@ def intervals(
         resamples: how many times as many queries are drawn with replacement.
 
     Returns:
-        [columns] low and high; NaN for a column without queries.
+        [columns] low and high; NaN for a column of fewer than FEWEST_QUERIES queries.
 
     Reference: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; Sakai, "Evaluating
     evaluation metrics based on the bootstrap", SIGIR 2006.
@@ -39,9 +43,9 @@ def intervals(
         with np.errstate(invalid="ignore"):  # 0 / 0 where a resample has none of a column's queries
             resampled.append((times @ totals) / (times @ counts))
     means = np.concatenate(resampled)
-    empty = ~present.any(axis=0)
-    means[:, empty] = 0.0
+    few = present.sum(axis=0) < FEWEST_QUERIES
+    means[:, few] = 0.0  # nanquantile warns of a column without numbers
     outside = (1.0 - confidence) / 2.0
     low, high = np.nanquantile(means, [outside, 1.0 - outside], axis=0)
-    low[empty] = high[empty] = np.nan
+    low[few] = high[few] = np.nan
     return low, high

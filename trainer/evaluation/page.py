@@ -9,6 +9,8 @@ from typing import Any
 
 import jinja2
 
+from trainer.evaluation.bootstrap import FEWEST_QUERIES
+
 _TITLES = {"test": "Test split", "validation": "Validation split"}
 _NAMES = {
     "model": "model",
@@ -33,7 +35,8 @@ def render(report: Mapping[str, Any]) -> str:
         report: as `trainer.evaluate` writes it to report.json.
     """
     splits = [_split(title, report, split) for split, title in _TITLES.items() if split in report]
-    return _environment().get_template("page.html").render(report=report, splits=splits, names=_NAMES)
+    page = _environment().get_template("page.html")
+    return page.render(report=report, splits=splits, names=_NAMES, fewest=FEWEST_QUERIES)
 
 
 def _split(title: str, report: Mapping[str, Any], split: str) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def _plot(curves: Mapping[str, Mapping[str, float]], scorers: Sequence[str]) -> 
 
 
 def _bars(slices: Sequence[Mapping[str, Any]], recall: str) -> list[dict[str, Any]]:
-    """A bar with whiskers for the model's recall in each slice, in hundredths of the widest."""
+    """The model's recall in each slice as a bar, in hundredths of the widest; whiskers where it has an interval."""
     found = [of["recall"]["model"][recall] for of in slices]
     widest = max((max(of["value"] or 0.0, of["high"] or 0.0) for of in found), default=0.0) or 1.0
 

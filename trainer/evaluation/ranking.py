@@ -148,7 +148,7 @@ class Ranking:
         top: [queries, depth] int32 candidate indices, best first; -1 where no more can be ranked.
         hits: [queries, depth] whether each of them is a target.
         first: [queries] int64 rank of the best target, wherever it stands; UNRANKED where none is ranked.
-        candidates: how many were ranked.
+        candidates: how many there are, ranked or not.
     """
 
     top: NDArray[np.int32]

@@ -6,6 +6,7 @@ are in it, over the queries that hold out any: what of the cold ones is found, w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lockstep.errors import ConfigError
 from lockstep.schema import Feature, Schema
 from trainer.evaluation.measures import Values
 from trainer.evaluation.queries import Catalogue, Queries
@@ -25,7 +25,6 @@ from trainer.evaluation.ranking import Ranking
 _HISTORY = (0, 1, 5, 10, 20, 50)
 """Where the buckets of the history's length begin."""
 _MOST_FREQUENT = 10
-_TYPES = ("id", "categorical", "text", "numeric")
 
 
 @dataclass(frozen=True)
@@ -85,16 +84,10 @@ def column_slices(names: Sequence[str], schema: Schema, features: Mapping[str, p
         ConfigError: no feature of that name, or one without a single value.
     """
     parts: list[Slice] = []
-    for wanted in names:
-        found = [(t, n, f) for t in features for n, f in schema.features(t).items() if wanted in (n, *f.columns)]
-        usable = [(tower, name, feature) for tower, name, feature in found if feature.type in _TYPES]
-        if not usable:
-            what = f"is of type {found[0][2].type}" if found else "is no feature"
-            names_of = sorted(n for t in features for n, f in schema.features(t).items() if f.type in _TYPES)
-            raise ConfigError(f"[evaluate] slices: {wanted!r} {what}: take one of {names_of}")
-        for tower, name, feature in usable:
+    for wanted in dict.fromkeys(names):
+        for tower, name in schema.sliced_by(wanted).items():
             of: Literal["queries", "candidates"] = "queries" if tower == "query" else "candidates"
-            labels = _labels(feature, pc.struct_field(features[tower], name))
+            labels = _labels(schema.features(tower)[name], pc.struct_field(features[tower], name))
             parts += [Slice(of, wanted, value, members) for value, members in labels]
     return parts
 
@@ -123,13 +116,17 @@ def slice_held_out(part: Slice, queries: Queries) -> NDArray[np.int64]:
 
 
 def _labels(feature: Feature, values: pa.Array) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    missing = values.is_null().to_numpy(zero_copy_only=False)
+    """Missing is what a tower takes for missing: NaN and ""."""
     if feature.type == "numeric":
-        yield from _quarters(pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False))
+        numbers = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
+        missing = np.isnan(numbers)
+        yield from _quarters(numbers)
     else:
-        yield from _frequent(pc.fill_null(values, "").to_numpy(zero_copy_only=False), missing)
+        texts = pc.fill_null(values, "").to_numpy(zero_copy_only=False)
+        missing = np.equal(texts, "").astype(bool)
+        yield from _frequent(texts, missing)
     if missing.any():
-        yield "missing", missing
+        yield "(missing)", missing
 
 
 def _frequent(values: NDArray[np.object_], missing: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
@@ -138,9 +135,9 @@ def _frequent(values: NDArray[np.object_], missing: NDArray[np.bool_]) -> Iterat
     places[missing] = -1
     order = [place for place in np.argsort(-counts, kind="stable") if counts[place]]
     for place in order[:_MOST_FREQUENT]:
-        yield str(distinct[place]), places == place
+        yield _shown(str(distinct[place])), places == place
     if len(order) > _MOST_FREQUENT:
-        yield "other", np.isin(places, order[_MOST_FREQUENT:])
+        yield "(other)", np.isin(places, order[_MOST_FREQUENT:])
 
 
 def _quarters(values: NDArray[np.float64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
@@ -148,8 +145,19 @@ def _quarters(values: NDArray[np.float64]) -> Iterator[tuple[str, NDArray[np.boo
     if not len(present):
         return
     edges = np.unique(np.quantile(present, (0.25, 0.5, 0.75, 1.0), method="inverted_cdf"))
+    digits = 6 if len({f"{edge:.6g}" for edge in edges}) == len(edges) else 17  # which tell any two floats apart
     for low, high in pairwise((-np.inf, *edges)):
-        yield f"up to {high:.6g}", (values > low) & (values <= high)
+        yield f"up to {high:.{digits}g}", (values > low) & (values <= high)
+
+
+def _shown(value: str) -> str:
+    """A value as a label that no other has: in quotes where it looks like another, as a web page shows it.
+
+    >>> print(_shown("rock"), _shown("(other)"), _shown("hip  hop"))
+    rock "(other)" "hip  hop"
+    """
+    plain = value == " ".join(value.split()) and not value.startswith(("(", '"'))
+    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _range(low: int, high: int | None) -> str:
