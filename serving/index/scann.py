@@ -120,7 +120,14 @@ def default_leaves(rows: int) -> int:
 
 
 def load_searcher(directory: Path) -> Any:
-    """Load what `build_searcher` wrote; it is copied into memory."""
+    """Load what `build_searcher` wrote; it is copied into memory.
+
+    Raises:
+        CorruptArtifactError: there is a pickle, which ScaNN would load and which may run any code; ours has none.
+    """
+    pickles = sorted(path.name for path in directory.glob("*.pkl"))
+    if pickles:
+        raise CorruptArtifactError(directory, f"the pickle {pickles[0]}", "none, since loading one can run any code")
     return _scann().load_searcher(str(directory))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lockstep.tags import Kind, write_tag
 from lockstep.version import ModelVersion, ReleaseId
 from serving import build_index
 from serving.index import Index, open_index
+from serving.index.scann import ScannIndex
 from tests.fakes.stub_releases import write_embeddings
 
 V3 = ReleaseId(ModelVersion(3), 2)
@@ -244,3 +246,17 @@ def test_scann_agrees_with_exact_search_and_survives_a_move(tmp_path: Path) -> N
     assert single.ids == scann.search_batch(queries, 10)[3].ids
     with pytest.raises(VersionMismatchError):
         scann.search(of_version(vectors[0], 2), 1)
+
+
+def test_a_pickle_in_an_index_is_not_loaded(tmp_path: Path) -> None:
+    made = make_index(tmp_path, unit_rows(50, 4, 0), section=IndexSection(backend="scann", threads=1))
+    folder, marker = tmp_path / "i" / "scann", tmp_path / "ran"
+
+    class RunsCode:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (marker,)
+
+    (folder / "scann_docids.pkl").write_bytes(pickle.dumps(RunsCode()))
+    with pytest.raises(CorruptArtifactError, match=r"found the pickle scann_docids.pkl, expected none"):
+        ScannIndex(made._files)
+    assert not marker.exists()
