@@ -9,7 +9,7 @@ import pyarrow as pa
 class FeatureDigests:
     """Computes digests; one thread at a time.
 
-    A digest is MD5 of the row as JSON, which DuckDB writes and hashes 15 times faster than Python can. It is compared
+    A digest is MD5 of the row as JSON, which DuckDB writes and hashes far faster than Python can. It is compared
     with an earlier one of the same entity, so nothing has to withstand an attacker.
     """
 

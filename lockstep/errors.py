@@ -2,6 +2,7 @@
 
     LockstepError
     ├── ConfigError              a configuration file or section
+    │   └── CombinationError     keys that are right, and do not go together
     ├── SchemaError              the feature schema
     ├── StorageError             a path or bucket
     ├── DataError                input data

@@ -18,6 +18,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,9 +185,8 @@ class _Search:
         for name, choices in tune.parameters.items():
             for value in _extremes(choices) if isinstance(choices, Range) else choices:
                 try:
-                    with_settings(self.model, self.train, {name: value})
-                except CombinationError:
-                    pass  # beside other choices of the search it may do
+                    with suppress(CombinationError):  # beside other choices of the search it may do
+                        with_settings(self.model, self.train, {name: value})
                 except ConfigError as error:
                     raise ConfigError(f"[tune.parameters] {name!r}: {error}") from error
 
