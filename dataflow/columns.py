@@ -93,6 +93,13 @@ def restrict_column(column: str, table: pa.Schema, where: str) -> str:
     return _scalar(where, "categorical", column, table, "candidate")
 
 
+def numeric_restrict_column(column: str, table: pa.Schema, where: str) -> str:
+    """SQL of a candidate's number to compare with: a number, a yes or no, or the seconds since 1970 of a moment."""
+    if pa.types.is_timestamp(_type(where, column, table)):
+        return f"UNIX_MICROS(candidate.{ident(column)}) / 1e6"
+    return _scalar(where, "numeric", column, table, "candidate")
+
+
 def struct(features: Mapping[str, str]) -> str:
     """A STRUCT of expressions by name."""
     return "STRUCT(" + ", ".join(f"{sql} AS {ident(name)}" for name, sql in features.items()) + ")"

@@ -2,8 +2,8 @@
 
 Strings repeat: a history of popular candidates says little that the batch has not said before. So a batch is first
 taken apart into its distinct strings and the places where they stand; the saved graph (signature `distinct`) encodes
-each string once, and indexing puts the ids in their places. Texts, whose encoding is dear, are remembered from batch
-to batch.
+each string once, and indexing puts the ids in their places. Words of texts, whose encoding is dear, are remembered
+from batch to batch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dataflow.encoded import TOWERS, hash_bins, table_owner
+from dataflow.text_memory import TextMemory
 from lockstep.features import arrow_type, last_values, tower_inputs
-from lockstep.schema import Feature, Schema
+from lockstep.schema import Feature, Schema, TextFeature, TextSequenceFeature
 
 REMEMBERED = 1_000_000
-"""Texts of a feature that are remembered; beyond, they are forgotten all at once."""
-_TEXTS = ("text", "text_sequence")
+"""Words (or whole texts, see dataflow.text_memory) of a feature that are remembered; beyond, all are forgotten."""
 
 
 def load_modules(folder: Path) -> dict[str, Any]:
@@ -42,7 +42,11 @@ class TowerEncoder:
         self._tables = {name for name, owner in owners.items() if owner is not None}
         self.vocabularies = {name for name, owner in owners.items() if owner and hash_bins(schema, owner) is None}
         self._schema, self._tower, self._module = schema, tower, module
-        self._texts = {name: _Texts() for name, feature in self.features.items() if feature.type in _TEXTS}
+        self._texts = {
+            name: TextMemory(feature.ngrams == 1, feature.max_tokens)
+            for name, feature in self.features.items()
+            if isinstance(feature, TextFeature | TextSequenceFeature)
+        }
 
     def encode(self, columns: Mapping[str, pa.Array]) -> dict[str, NDArray[Any]]:
         """Encode some or all of the tower's features.
@@ -62,44 +66,24 @@ class TowerEncoder:
         inputs |= tower_inputs(self._schema, self._tower, structs, only=set(raw) - self._tables)
         places: dict[str, NDArray[Any]] = {}
         for name in self._tables & set(raw):
-            distinct, places[name] = _distinct(self.features[name], raw[name])
-            inputs[name] = distinct.cast(pa.binary()).to_numpy(zero_copy_only=False)
+            if self._is_split(name):
+                distinct = pc.fill_null(raw[name], "")  # few texts repeat, and their words are encoded once anyway
+            else:
+                distinct, places[name] = _distinct(self.features[name], raw[name])
             if name in self._texts:
-                rows, inputs[name] = self._texts[name].rows(inputs[name])
-                places[name] = rows[places[name]]
+                inputs[name] = self._texts[name].unknown(distinct, REMEMBERED)
+            else:
+                inputs[name] = distinct.cast(pa.binary()).to_numpy(zero_copy_only=False)
         outputs = self._module.signatures["distinct"](**{name: _tensor(values) for name, values in inputs.items()})
         encoded = {name: outputs[name].numpy() for name in raw}
+        for name in self._texts.keys() & raw:
+            encoded[name] = self._texts[name].ids(encoded[name])
         for name, place in places.items():
-            if name in self._texts:
-                self._texts[name].learn(encoded[name])
-                encoded[name] = self._texts[name].ids
             encoded[name] = encoded[name][place].reshape(len(structs), -1)
         return encoded
 
-
-class _Texts:
-    """What texts were encoded to."""
-
-    def __init__(self) -> None:
-        self._rows: dict[bytes, int] = {}
-        self.ids: NDArray[np.int32] | None = None
-        """[known texts, length], by their rows."""
-
-    def rows(self, texts: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """The rows of distinct texts, and those among them whose ids are to be learnt."""
-        if len(self._rows) > REMEMBERED:
-            self._rows, self.ids = {}, None
-        found = list(map(self._rows.get, texts))
-        unseen = [number for number, row in enumerate(found) if row is None]
-        for row, number in enumerate(unseen, start=len(self._rows)):
-            found[number] = self._rows[texts[number]] = row
-        return np.array(found, np.int64), texts[unseen]
-
-    def learn(self, ids: NDArray[np.int64]) -> None:
-        """Take the [texts, length] ids of the texts that were to be learnt."""
-        if self.ids is None or len(ids):
-            known = [] if self.ids is None else [self.ids]
-            self.ids = np.concatenate([*known, ids.astype(np.int32)])
+    def _is_split(self, name: str) -> bool:
+        return self.features[name].type == "text" and self._texts[name].splits
 
 
 def _distinct(feature: Feature, values: pa.Array) -> tuple[pa.Array, NDArray[np.int32]]:

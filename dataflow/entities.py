@@ -2,9 +2,11 @@
 
     <artifact>/                        kind entities; rows = candidates + query entities
       candidates/part-00000.parquet    id: string, features: struct (lockstep.features.features_type), display: string,
-                                       restricts: lockstep.embeddings.RESTRICTS, crowding_tag: string
+                                       restricts: lockstep.embeddings.RESTRICTS, numeric_restricts:
+                                       lockstep.embeddings.NUMERIC_RESTRICTS, crowding_tag: string, never empty
       queries/part-00000.parquet       id: string, features: struct, history: list<string>, oldest first
-      popular.parquet                  id: string, count: int64 of the last 30 days, restricts; most popular first
+      popular.parquet                  id: string, count: int64 of the last 30 days; restricts, numeric_restricts and
+                                       crowding_tag as above; most popular first
       schema.json
       tag.json
 
@@ -27,15 +29,14 @@ from dataflow.columns import (
     is_past,
     past_values,
     query_features,
-    restrict_column,
     struct,
     text_column,
 )
 from dataflow.numbers import ByIndex, feature_structs, named_values, read_elements
+from dataflow.restricts import numeric_restricts_of, restrict_columns, restricts_of
 from dataflow.split import POPULAR_DAYS, Cuts, day_of
 from dataflow.sql import literal, render
 from dataflow.warehouse import Warehouse
-from lockstep.embeddings import RESTRICTS
 from lockstep.features import features_type
 from lockstep.schema import Schema
 
@@ -50,23 +51,23 @@ def write_entities(warehouse: Warehouse, schema: Schema, cuts: Cuts, destination
         The number of candidates and of query entities.
     """
     candidates = warehouse.schema("candidates_now")
-    restricts = {
-        namespace: restrict_column(namespace, candidates, "[schema] restricts") for namespace in schema.restricts
-    }
+    restricts = restrict_columns(schema, candidates)
+    crowding = _text(schema.crowding, candidates, "[schema] crowding")
     file = work / "entities.parquet"
     sql = render(
         "candidate_entities",
         candidate=struct(candidate_features(schema, candidates)),
         display=_text(schema.display, candidates, "[schema] display"),
         restricts=restricts,
-        crowding=_text(schema.crowding, candidates, "[schema] crowding"),
+        crowding=crowding,
         counts=schema.counts("candidate"),
         day=day_of(cuts.newest),
     )
     n_candidates = warehouse.export(sql, file)
-    write_parts(file, destination / "candidates", lambda batch: _candidate_rows(batch, schema))
+    write_parts(file, destination / "candidates", lambda batch: candidate_rows(batch, schema))
     n_queries = _write_queries(warehouse, schema, cuts, destination / "queries", work)
-    warehouse.export(render("popular", popular_from=cuts.end - POPULAR_DAYS, restricts=restricts), file)
+    popular_from = cuts.end - POPULAR_DAYS
+    warehouse.export(render("popular", popular_from=popular_from, restricts=restricts, crowding=crowding), file)
     write_parts(file, destination / "popular.parquet", lambda batch: _popular_rows(batch, schema))
     (destination / "schema.json").write_bytes(schema.to_json())
     return n_candidates, n_queries
@@ -165,36 +166,24 @@ def write_parts(source: Path, destination: Path, rows: Callable[[pa.RecordBatch]
             writer.close()
 
 
-def restricts_column(batch: pa.RecordBatch, schema: Schema) -> pa.Array:
-    """The restricts of candidates: a namespace for each restrict column that has a value.
-
-    Args:
-        batch: [rows], with a column `restrict_<namespace>` (string or list<string>) for each namespace.
-    """
-    rows, spaces = len(batch), len(schema.restricts)
-    if not spaces:
-        return pa.array([[]] * rows, RESTRICTS)
-    allow = [_tokens(batch.column(f"restrict_{namespace}")) for namespace in schema.restricts]
-    # Row-major over (row, namespace): the lists of one row stand together.
-    order = np.arange(rows * spaces).reshape(spaces, rows).T.ravel()
-    lists = pa.concat_arrays(allow).take(pa.array(order))
-    names = pa.array(np.tile(np.array(schema.restricts, dtype=object), rows), pa.string())
-    present = np.asarray(lists.value_lengths().fill_null(0)) > 0
-    kept = pa.array(present)
-    structs = pa.StructArray.from_arrays([names.filter(kept), lists.filter(kept)], fields=list(RESTRICTS.value_type))
-    offsets = np.concatenate([[0], np.cumsum(present.reshape(rows, spaces).sum(axis=1))])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), structs)
-
-
-def _candidate_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
+def candidate_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
+    """Rows of `candidates`, of those of queries/candidate_entities.sql."""
     columns = {
         "id": batch.column("id").cast(pa.string()),
         "features": batch.column("features").cast(features_type(schema, "candidate")),
         "display": batch.column("display").cast(pa.string()),
-        "restricts": restricts_column(batch, schema),
-        "crowding_tag": batch.column("crowding_tag").cast(pa.string()),
+        **_filters(batch, schema),
     }
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _filters(batch: pa.RecordBatch, schema: Schema) -> dict[str, pa.Array]:
+    tags = batch.column("crowding_tag").cast(pa.string())
+    return {
+        "restricts": restricts_of(batch, schema),
+        "numeric_restricts": numeric_restricts_of(batch, schema),
+        "crowding_tag": pc.if_else(pc.equal(tags, ""), None, tags),
+    }
 
 
 def _id_and_features(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
@@ -203,18 +192,9 @@ def _id_and_features(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
 
 
 def _popular_rows(batch: pa.RecordBatch, schema: Schema) -> pa.RecordBatch:
-    count = batch.column("count").cast(pa.int64())
-    columns = {"id": batch.column("id").cast(pa.string()), "count": count, "restricts": restricts_column(batch, schema)}
+    ids, count = batch.column("id").cast(pa.string()), batch.column("count").cast(pa.int64())
+    columns = {"id": ids, "count": count, **_filters(batch, schema)}
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-
-
-def _tokens(column: pa.Array) -> pa.Array:
-    if pa.types.is_list(column.type):
-        return column.cast(pa.list_(pa.string()))
-    texts = column.cast(pa.string())
-    present = np.asarray(texts.is_valid()) & np.asarray((pc.binary_length(texts).fill_null(0)).to_numpy() > 0)
-    offsets = np.concatenate([[0], np.cumsum(present)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts.filter(pa.array(present)))
 
 
 def _texts(column: pa.Array) -> pa.Array:

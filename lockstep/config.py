@@ -21,6 +21,12 @@ from lockstep.schema import Schema
 from lockstep.section import Section, SectionType
 
 
+def _whole(options: dict[str, Any]) -> dict[str, Any]:
+    # Pipeline parameters pass whole numbers inside dicts as floats.
+    whole = {name: int(value) for name, value in options.items() if isinstance(value, float) and value.is_integer()}
+    return options | whole
+
+
 class RunSection(Section):
     """[run]: where everything is written."""
 
@@ -140,9 +146,7 @@ class DataSection(Section):
     @field_validator("beam")
     @classmethod
     def _whole_numbers(cls, beam: dict[str, Any]) -> dict[str, Any]:
-        # Pipeline parameters pass whole numbers inside dicts as floats.
-        whole = {name: int(value) for name, value in beam.items() if isinstance(value, float) and value.is_integer()}
-        return beam | whole
+        return _whole(beam)
 
     bad_rows_max_share: float = Field(0.01, ge=0, le=1)
     validation_from: datetime | None = None
@@ -169,21 +173,39 @@ class DataSection(Section):
 class EmbedSection(Section):
     """[embed]: batch embedding of candidates and query entities."""
 
-    batch_size: int = Field(4096, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    """Rows that the tower computes at once; None finds it by trying, up to the memory limit."""
     shard_rows: int = Field(250_000, ge=1)
-    """Rows in one output file."""
+    """Rows in one output file. A job that died goes on after the last whole file; workers share the files out."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the vectors on disk; float16 takes half the room, and readers get float32 all the same."""
+    runner: Literal[
+        "local", "DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner", "PortableRunner", "PrismRunner"
+    ] = "local"
+    """`local` embeds in the step's own process, any other is the Beam runner that embeds file by file."""
+    beam: dict[str, str | int | float | bool | tuple[str, ...]] = {}
+    """[embed.beam]: Beam's own pipeline options by name, such as `region` or `max_num_workers`."""
+
+    @field_validator("beam")
+    @classmethod
+    def _whole_numbers(cls, beam: dict[str, Any]) -> dict[str, Any]:
+        return _whole(beam)
 
 
 class IndexSection(Section):
     """[index]: the ANN index."""
 
     backend: Literal["auto", "scann", "brute_force"] = "auto"
-    brute_force_max_rows: int = Field(20_000, ge=0)
-    """`auto` scans exactly up to this many candidates and uses ScaNN above."""
-    leaves: int | None = Field(None, ge=1)
-    leaves_to_search: int | None = Field(None, ge=1)
-    reorder: int | None = Field(None, ge=1)
+    """`auto` searches up to 20,000 candidates exactly; above, it builds a tree, measures both, and takes the faster."""
+    target_recall: float = Field(0.97, ge=0.5, lt=1)
+    """The share of the exact neighbours that a search finds on average, with a filter or without."""
+    k: int = Field(100, ge=1, le=1_000)
+    """The number of results that the index is tuned for; searches for fewer or more are tuned beside it."""
+    tuning_queries: int = Field(5_000, ge=10)
+    """At most so many query embeddings, drawn from all of them, are searched for in tuning; 2,000 for a million
+    candidates of 64 floats, so that their exact neighbours are found in the time of the build."""
     threads: int = Field(2, ge=1)
+    """Of the build, and of searches for many queries at once."""
 
 
 class KVSection(Section):

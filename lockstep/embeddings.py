@@ -6,11 +6,14 @@ On disk (artifacts of kind `query_embeddings` and `candidate_embeddings`):
 
     <artifact>/
       part-00000-of-00004.parquet   id: string
-                                    embedding: fixed_size_list<float32>[dim], unit length
+                                    embedding: fixed_size_list<float32 or float16>[dim], unit length
                                     model_version: int64, the same in every row
                                     feature_digest: string, of the raw features that were embedded
-                                    candidates also: restricts: list<struct<namespace, allow: list<string>>>
+                                    candidates also: restricts: list<struct<namespace, allow: list<string>,
+                                                                            deny: list<string>>>
+                                                     numeric_restricts: list<struct<namespace, value: double>>
                                                      crowding_tag: string
+      canaries.parquet              a few of the rows with what was embedded: id, features, embedding, feature_digest
       tag.json
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +33,13 @@ from lockstep.errors import CorruptArtifactError, VersionMismatchError
 from lockstep.tags import Artifact, Kind
 from lockstep.version import ModelVersion
 
-RESTRICTS = pa.list_(pa.struct([("namespace", pa.string()), ("allow", pa.list_(pa.string()))]))
-"""Filter tokens of a candidate, with Vector Search's meaning."""
+_TOKENS = pa.list_(pa.string())
+RESTRICTS = pa.list_(pa.struct([("namespace", pa.string()), ("allow", _TOKENS), ("deny", _TOKENS)]))
+"""Filter tokens of a candidate, with Vector Search's meaning: what it is, and which queries it is not for."""
+NUMERIC_RESTRICTS = pa.list_(pa.struct([("namespace", pa.string()), ("value", pa.float64())]))
+"""Numbers of a candidate that a query can compare with its own; at most one a namespace."""
+Dtype = Literal["float32", "float16"]
+"""What the numbers of an embedding are on disk; in memory they are float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +80,21 @@ class VersionedEmbeddings:
         return VersionedEmbedding(self.vectors[row].copy(), self.model_version)
 
 
-def embedding_schema(kind: Kind, dim: int) -> pa.Schema:
+def embedding_schema(kind: Kind, dim: int, dtype: Dtype = "float32") -> pa.Schema:
     """The Parquet schema of an embeddings artifact."""
+    number = pa.float32() if dtype == "float32" else pa.float16()
     fields = [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False),
+        pa.field("embedding", pa.list_(number, dim), nullable=False),
         pa.field("model_version", pa.int64(), nullable=False),
         pa.field("feature_digest", pa.string(), nullable=False),
     ]
     if kind is Kind.CANDIDATE_EMBEDDINGS:
-        fields += [pa.field("restricts", RESTRICTS), pa.field("crowding_tag", pa.string())]
+        fields += [
+            pa.field("restricts", RESTRICTS),
+            pa.field("numeric_restricts", NUMERIC_RESTRICTS),
+            pa.field("crowding_tag", pa.string()),
+        ]
     return pa.schema(fields)
 
 
@@ -90,11 +104,14 @@ def embedding_batch(
     embeddings: VersionedEmbeddings,
     feature_digests: pa.Array,
     restricts: pa.Array | None = None,
+    numeric_restricts: pa.Array | None = None,
     crowding_tags: pa.Array | None = None,
+    *,
+    dtype: Dtype = "float32",
 ) -> pa.RecordBatch:
     """Rows of an embeddings file; what embeds, stamps."""
     rows, dim = embeddings.vectors.shape
-    flat = pa.array(np.ascontiguousarray(embeddings.vectors, dtype=np.float32).reshape(-1))
+    flat = pa.array(np.ascontiguousarray(embeddings.vectors, dtype=dtype).reshape(-1))
     columns = [
         ids.cast(pa.string()),
         pa.FixedSizeListArray.from_arrays(flat, dim),
@@ -104,9 +121,12 @@ def embedding_batch(
     if kind is Kind.CANDIDATE_EMBEDDINGS:
         columns += [
             pa.nulls(rows, RESTRICTS) if restricts is None else restricts.cast(RESTRICTS),
+            pa.nulls(rows, NUMERIC_RESTRICTS)
+            if numeric_restricts is None
+            else numeric_restricts.cast(NUMERIC_RESTRICTS),
             pa.nulls(rows, pa.string()) if crowding_tags is None else crowding_tags.cast(pa.string()),
         ]
-    return pa.RecordBatch.from_arrays(columns, schema=embedding_schema(kind, dim))
+    return pa.RecordBatch.from_arrays(columns, schema=embedding_schema(kind, dim, dtype))
 
 
 def read_embeddings(
@@ -138,12 +158,13 @@ def read_embeddings(
                             f"rerun embed_candidates or embed_queries for {version}",
                         )
                 rows += len(batch)
-                yield batch, VersionedEmbeddings(_vectors(batch.column("embedding")), version)
+                yield batch, VersionedEmbeddings(vectors_of(batch.column("embedding")), version)
     if rows != artifact.tag.rows:
         raise CorruptArtifactError(artifact.path, f"{rows} rows", f"{artifact.tag.rows} rows")
 
 
-def _vectors(column: pa.FixedSizeListArray) -> NDArray[np.float32]:
+def vectors_of(column: pa.FixedSizeListArray) -> NDArray[np.float32]:
+    """The vectors of an `embedding` column, [rows, dim] float32 whatever they are on disk."""
     dim = column.type.list_size
-    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
+    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     return flat.reshape(-1, dim)

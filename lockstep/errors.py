@@ -109,8 +109,8 @@ class EmbeddingError(ArtifactError):
     """A tower made embeddings that must not be served: not finite, not of unit length, or two of one id."""
 
     def __init__(self, side: str, version: object, problem: str, examples: list[object], remedy: str) -> None:
-        shown = ", ".join(repr(example) for example in examples[:5])
-        super().__init__(f"the {side} embeddings of {version} are refused: {problem} (such as {shown}); {remedy}")
+        shown = f" (such as {', '.join(repr(example) for example in examples[:5])})" if examples else ""
+        super().__init__(f"the {side} embeddings of {version} are refused: {problem}{shown}; {remedy}")
 
 
 class CorruptArtifactError(ArtifactError):

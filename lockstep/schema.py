@@ -2,7 +2,9 @@
 
     [schema]
     display = "track_name"                       # what a person is shown of a candidate
-    restricts = ["genre"]                        # filter namespaces: candidate columns
+    restricts = ["genre"]                        # filter namespaces: candidate columns of tokens
+    numeric_restricts = ["duration_ms"]          # filter namespaces: candidate columns of numbers or moments
+    deny = { region = "blocked_regions" }        # namespace -> candidate column of the tokens it is not shown for
     crowding = "artist_name"                     # diversity tag: a candidate column
 
     [schema.query.history]                       # one table a feature
@@ -207,6 +209,8 @@ class Schema(BaseModel):
     candidate: Mapping[str, Feature]
     display: str | None = None
     restricts: tuple[str, ...] = ()
+    numeric_restricts: tuple[str, ...] = ()
+    deny: Mapping[str, str] = Field(default_factory=dict)
     crowding: str | None = None
 
     @model_validator(mode="before")
@@ -231,10 +235,21 @@ class Schema(BaseModel):
                 raise SchemaError(f"[schema.{tower}] declares no feature: a tower needs at least one")
             for name, feature in features.items():
                 self._check_feature(tower, name, feature)
-        for namespace in self.restricts:
-            if not NAME.fullmatch(namespace):
-                raise SchemaError(f"[schema] restricts: {namespace!r} is no column name ({NAME.pattern})")
+        self._check_restricts()
         return self
+
+    def _check_restricts(self) -> None:
+        for key, columns in (("restricts", self.restricts), ("numeric_restricts", self.numeric_restricts)):
+            for column in columns:
+                if not NAME.fullmatch(column):
+                    raise SchemaError(f"[schema] {key}: {column!r} is no column name ({NAME.pattern})")
+                if columns.count(column) > 1:
+                    raise SchemaError(f"[schema] {key}: {column!r} stands there twice: name each column once")
+        for namespace, column in self.deny.items():
+            if not NAME.fullmatch(namespace):
+                raise SchemaError(f"[schema] deny: {namespace!r} is no namespace ({NAME.pattern})")
+            if not NAME.fullmatch(column):
+                raise SchemaError(f"[schema] deny.{namespace}: {column!r} is no column name ({NAME.pattern})")
 
     def _check_feature(self, tower: str, name: str, feature: Feature) -> None:
         where = f"[schema.{tower}.{name}]"
@@ -265,6 +280,11 @@ class Schema(BaseModel):
                 )
             if _VOCABULARY.get(other.type) != _VOCABULARY.get(feature.type) or getattr(other, "shares", None):
                 raise SchemaError(f"{where}: a {feature.type} cannot share the vocabulary of {shares!r}, {other.type}")
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The namespaces in which candidates have tokens: those of `restricts`, then those of `deny` alone, sorted."""
+        return (*self.restricts, *sorted(set(self.deny) - set(self.restricts)))
 
     @property
     def history_columns(self) -> tuple[str, ...]:

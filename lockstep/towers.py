@@ -1,10 +1,13 @@
 """An exported tower: raw features in, versioned embeddings out.
 
 <artifact>/                    kind query_tower or candidate_tower
-  saved_model/                 two signatures with the same outputs, of any batch size: embedding float32[batch, dim]
+  saved_model/                 three signatures with the same outputs, of any batch size: embedding float32[batch, dim]
                                (unit length), model_version int64[batch]
                                  serving_default: one input a feature, named as in the schema (lockstep.features)
                                  tf_example: `examples` string[batch], serialized tf.train.Examples of raw features
+                                 embed_encoded: one input a feature, int64 or float32 [batch, length], encoded
+                               and the first half of serving_default by itself, for those who embed many rows:
+                                 distinct: strings one by one to their ids (dataflow.encoding)
   schema.json                  the schema that it was built for
   tag.json
 
@@ -15,10 +18,10 @@ since 1970. A feature that is left out is missing, as is "", NaN or MISSING_TIME
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -40,9 +43,9 @@ class Tower:
         self.artifact = artifact
         self.model_version: ModelVersion = artifact.tag.model_version
         self.schema = Schema.from_json((artifact / "schema.json").read_bytes())
-        self._side = "query" if artifact.tag.kind is Kind.QUERY_TOWER else "candidate"
+        self.side = "query" if artifact.tag.kind is Kind.QUERY_TOWER else "candidate"
         self._module = tf.saved_model.load(str(artifact / "saved_model"))
-        self._signature = self._module.signatures["serving_default"]
+        self.signatures: Mapping[str, Any] = self._module.signatures
         self._constant = tf.constant
 
     @classmethod
@@ -59,18 +62,31 @@ class Tower:
         Raises:
             VersionMismatchError: the weights stamp another version than the artifact's tag.
         """
-        inputs = tower_inputs(self.schema, self._side, features)
-        outputs = self._signature(**{name: self._constant(values) for name, values in inputs.items()})
+        return self._call("serving_default", tower_inputs(self.schema, self.side, features))
+
+    def embed_encoded(self, encoded: Mapping[str, NDArray[Any]]) -> VersionedEmbeddings:
+        """Embed rows of encoded features, as the tower's own signature `distinct` makes them of raw ones.
+
+        Args:
+            encoded: by feature, [batch, length] int64 or float32.
+
+        Raises:
+            VersionMismatchError: the weights stamp another version than the artifact's tag.
+        """
+        return self._call("embed_encoded", encoded)
+
+    def _call(self, signature: str, inputs: Mapping[str, NDArray[Any]]) -> VersionedEmbeddings:
+        outputs = self.signatures[signature](**{name: self._constant(values) for name, values in inputs.items()})
         self._check_stamp(outputs["model_version"].numpy())
         return VersionedEmbeddings(outputs["embedding"].numpy(), self.model_version)
 
     def _check_stamp(self, stamped: NDArray[Any]) -> None:
-        for version in np.unique(stamped):
-            if version != self.model_version:
-                raise VersionMismatchError(
-                    f"the SavedModel in {self.artifact.path}",
-                    f"v{version}",
-                    "its tag",
-                    self.model_version,
-                    f"rerun train_towers for {self.model_version}",
-                )
+        wrong = stamped[stamped != int(self.model_version)]
+        if len(wrong):
+            raise VersionMismatchError(
+                f"the SavedModel in {self.artifact.path}",
+                f"v{wrong[0]}",
+                "its tag",
+                self.model_version,
+                f"rerun train_towers for {self.model_version}",
+            )

@@ -171,6 +171,9 @@ def releases(root: str, as_json: bool) -> None:
 @click.option("--features", metavar="JSON", help="Raw query features; the query tower embeds them.")
 @click.option("-k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many candidates.")
 @click.option("--restrict", "restricts", multiple=True, metavar="NS=TOKEN", help="Only candidates with this token.")
+@click.option("--deny", "denies", multiple=True, metavar="NS=TOKEN", help="Only candidates without this token.")
+@click.option("--number", "numbers", multiple=True, metavar="NS<=N", help="Only such numbers: < <= = >= > !=.")
+@click.option("--per-crowding-tag", type=click.IntRange(min=1), metavar="N", help="At most so many of one tag.")
 @click.option("--exclude", multiple=True, metavar="ID", help="Leave out a candidate.")
 @click.option("--new-only", is_flag=True, help="Leave out what the query's own history holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -180,6 +183,9 @@ def query(
     features: str | None,
     k: int,
     restricts: tuple[str, ...],
+    denies: tuple[str, ...],
+    numbers: tuple[str, ...],
+    per_crowding_tag: int | None,
     exclude: tuple[str, ...],
     new_only: bool,
     as_json: bool,
@@ -187,9 +193,83 @@ def query(
     """Retrieve candidates for a query entity or for raw features, from the live release."""
     if entity is None and features is None:
         raise click.UsageError("give --entity ID, --features JSON, or both.")
-    from pipelines.query import answer_query
+    from pipelines.query import answer_query, parse_restricts
 
-    click.echo(answer_query(root, entity, features, k, restricts, exclude, new_only, as_json))
+    asked = parse_restricts(restricts, denies, numbers)
+    click.echo(answer_query(root, entity, features, k, asked, exclude, new_only, per_crowding_tag, as_json))
+
+
+def _listed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], list[Any]]:
+    """Reads values that commas separate."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> list[Any]:
+        try:
+            return [parse(one.strip()) for one in (value or "").split(",") if one.strip()]
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.", ctx, param) from error
+
+    return callback
+
+
+def _version(text: str) -> Any:
+    from lockstep.version import ModelVersion
+
+    return ModelVersion.parse(text)
+
+
+def _depth(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+        raise ValueError(f"a k is a whole number from 1 to 10,000, found {text!r}")
+    return int(text)
+
+
+@main.command()
+@click.option("--root", default="lockstep-root", show_default=True, metavar="FOLDER")
+@click.option(
+    "--versions",
+    callback=_listed(_version),
+    metavar="V,V",
+    help="Such as v5,v6,v7; by default those of all retained releases.",
+)
+@click.option("--k", "ks", callback=_listed(_depth), default="20,100", show_default=True, metavar="K,K")
+@click.option("--queries", type=click.IntRange(min=1), default=2_000, show_default=True, help="At most so many.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where table and heat map are written; <root>/skew/<moment> by default.",
+)
+def skew(root: str, versions: list[Any], ks: list[int], queries: int, output: Path | None) -> None:
+    """Measure offline what it would cost to mix model versions.
+
+    Queries of each version are ranked against candidates of each other, on purpose and outside of serving, which never
+    does so.
+    """
+    if not ks:
+        raise click.UsageError("--k names no depth: give one or more, such as 20,100.")
+    if output is None:
+        if "://" in root:
+            raise click.UsageError(f"--root is {root}: give --output, a local or mounted folder.")
+        from pipelines.run import new_run_id
+
+        output = Path(root).expanduser() / "skew" / new_run_id()
+    from pipelines.skew import measure_skew
+
+    click.echo(measure_skew(root, versions, ks, queries, output))
+
+
+@main.command("export-candidates")
+@click.option("--root", default="lockstep-root", show_default=True, metavar="FOLDER")
+@click.option("--release", metavar="VN.M", help="The release; the live one by default.")
+@click.option("--format", "file_format", type=click.Choice(["json", "avro"]), default="avro", show_default=True)
+@click.option("--output", required=True, metavar="FOLDER", help="A local or mounted folder, new or empty.")
+def export_candidates(root: str, release: str | None, file_format: str, output: str) -> None:
+    """Write a release's candidates as files that Vertex AI Vector Search ingests."""
+    if "://" in output:
+        raise click.UsageError(f"--output is {output}: name a local or mounted folder, and copy it to the bucket.")
+    from pipelines.export import export
+
+    click.echo(export(root, release, file_format, Path(output)))
 
 
 if __name__ == "__main__":

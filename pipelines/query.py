@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,17 @@ from lockstep.storage import Storage, open_root
 from lockstep.tags import Artifact, Kind, open_artifact
 from lockstep.version import ReleaseId
 from pipelines.report import describe_quality
+from serving.index import Comparison, Restricts
 from serving.retriever import Answer, Request, Retriever
+
+_OPERATORS = {
+    "<": "LESS",
+    "<=": "LESS_EQUAL",
+    "=": "EQUAL",
+    ">=": "GREATER_EQUAL",
+    ">": "GREATER",
+    "!=": "NOT_EQUAL",
+}
 
 
 def answer_query(
@@ -23,16 +34,16 @@ def answer_query(
     entity: str | None,
     features: str | None,
     k: int,
-    restricts: Iterable[str],
+    restricts: Restricts,
     exclude: Collection[str],
     new_only: bool,
+    per_crowding_tag: int | None,
     as_json: bool,
 ) -> str:
     """Retrieve candidates and describe the answer.
 
     Args:
         features: a JSON object of raw query features.
-        restricts: NAMESPACE=TOKEN each; tokens of one namespace are alternatives.
         new_only: leave out what the query's own history holds.
     """
     storage = open_root(root)
@@ -41,7 +52,7 @@ def answer_query(
         raise ReleaseError(f"nothing is published in {storage.root}: `lockstep run --config FILE` publishes a release")
     given = None if features is None else _object(features)
     seen, reasons = _history(storage, registry, entity, given) if new_only else (set(), [])
-    request = Request(entity, given, k, _restricts(restricts), frozenset(set(exclude) | seen))
+    request = Request(entity, given, k, restricts, frozenset(set(exclude) | seen), per_crowding_tag)
     retriever = Retriever(storage)
     try:
         answer = retriever.answer(request)
@@ -64,14 +75,33 @@ def _object(text: str) -> dict[str, Any]:
     return value
 
 
-def _restricts(pairs: Iterable[str]) -> dict[str, set[str]]:
+def parse_restricts(allow: Iterable[str], deny: Iterable[str], numbers: Iterable[str]) -> Restricts:
+    """What is asked for on the command line.
+
+    Args:
+        allow: NAMESPACE=TOKEN each; tokens of one namespace are alternatives.
+        deny: likewise; a candidate may have none of them.
+        numbers: NAMESPACE, one of < <= = >= > != and a number.
+    """
+    return Restricts(_tokens("--restrict", allow), _tokens("--deny", deny), tuple(map(_comparison, numbers)))
+
+
+def _tokens(option: str, pairs: Iterable[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for pair in pairs:
         namespace, equals, token = pair.partition("=")
         if not (namespace and equals and token):
-            raise RequestError(f"--restrict {pair!r}: write NAMESPACE=TOKEN, such as genre=rock")
+            raise RequestError(f"{option} {pair!r}: write NAMESPACE=TOKEN, such as genre=rock")
         found.setdefault(namespace, set()).add(token)
     return found
+
+
+def _comparison(text: str) -> Comparison:
+    parts = re.fullmatch(r"([^<>=!]+)(<=|>=|!=|<|>|=)([^<>=!]+)", text)
+    try:
+        return Comparison(parts[1].strip(), _OPERATORS[parts[2]], float(parts[3]))  # type: ignore[index]
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"--number {text!r}: write a namespace, one of {' '.join(_OPERATORS)}, a number") from error
 
 
 def _history(

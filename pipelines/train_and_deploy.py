@@ -38,7 +38,7 @@ def train_and_deploy(
     3. Train both towers; the version is baked into each.
     4. Measure them over the full catalogue.
     5. Embed every candidate and every query entity.
-    6. Build the index.
+    6. Build the index, tuned on the query embeddings.
     7. Load the query embeddings into the key-value store.
     8. Check the whole system: the gate.
     9. Bind the parts into a release and open it as serving will.
@@ -85,6 +85,7 @@ def train_and_deploy(
         model_version=version.output,
         index=index,
         candidate_embeddings=candidates.outputs["candidate_embeddings"],
+        query_embeddings=queries.outputs["query_embeddings"],
     )
     loaded = load_kv(
         root=root,

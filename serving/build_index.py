@@ -1,4 +1,4 @@
-"""The job build_index: candidate embeddings of one release in, an index of that release out."""
+"""The job build_index: candidate embeddings of one release in, an index of that release out, tuned on its queries."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from numpy.typing import NDArray
 
 from lockstep.config import IndexSection
 from lockstep.embeddings import read_embeddings
-from lockstep.errors import DataError
+from lockstep.errors import DataError, InputMismatchError
 from lockstep.storage import fresh_directory
 from lockstep.tags import Artifact, Kind, Tag, open_artifact, write_tag
 from lockstep.version import ModelVersion
-from serving.index.files import SCANN, IndexFilesWriter, duplicate_ids
+from serving.index.building import finish_index
+from serving.index.files import IndexFilesWriter, duplicate_ids
+from serving.index.vectors import check_vectors
 
-UNIT_TOLERANCE = 1e-3
+_QUERY_SEED = 1
 _LOG = logging.getLogger(__name__)
 
 
 def run(
     *,
     candidate_embeddings: Path,
+    query_embeddings: Path,
     index: Path,
     model_version: ModelVersion,
     run_id: str,
@@ -35,26 +38,23 @@ def run(
 
     Args:
         candidate_embeddings: artifact of this version.
+        query_embeddings: artifact of the same release; some of them are searched for to tune the index.
         index: the folder to write.
 
     Raises:
-        ArtifactError: the embeddings are not those of this version.
-        DataError: there are none, or a vector is not finite or not of unit length, or an id comes twice.
+        ArtifactError: the embeddings are not those of this version and of one snapshot, or not of unit length.
+        DataError: there are none, or an id comes twice, or there are no queries to tune a tree on.
     """
     source = open_artifact(candidate_embeddings, Kind.CANDIDATE_EMBEDDINGS, model_version=model_version)
+    queries = open_artifact(query_embeddings, Kind.QUERY_EMBEDDINGS, model_version=model_version)
     snapshot = source.tag.snapshot
     assert snapshot is not None, "embeddings always have a snapshot"
+    if queries.tag.snapshot != snapshot:
+        raise InputMismatchError("snapshot", source.path, snapshot, queries.path, queries.tag.snapshot)
     fresh_directory(index)
     writer = _copy(source, index)
-    backend = _backend(writer.rows, section)
-    parameters = {}
-    if backend == "scann":
-        from serving.index.scann import build_searcher
-
-        _LOG.info("training ScaNN over %d candidates", writer.rows)
-        parameters = build_searcher(writer.vectors, section, index / SCANN)
-    writer.finish(backend, model_version, snapshot, parameters)
-    _LOG.info("index of %d candidates written (%s)", writer.rows, backend)
+    drawn = draw_queries(queries, section.tuning_queries, writer.vectors.shape[1])
+    finish_index(writer, drawn, model_version=model_version, snapshot=snapshot, section=section)
     return write_tag(
         index,
         Kind.INDEX,
@@ -63,25 +63,42 @@ def run(
         rows=writer.rows,
         model_version=model_version,
         snapshot=snapshot,
-        inputs={"candidate_embeddings": source.tag},
+        inputs={"candidate_embeddings": source.tag, "query_embeddings": queries.tag},
     )
 
 
-def _backend(rows: int, section: IndexSection) -> str:
-    if section.backend != "auto":
-        return section.backend
-    return "brute_force" if rows <= section.brute_force_max_rows else "scann"
+def draw_queries(artifact: Artifact, size: int, dim: int) -> NDArray[np.float32]:
+    """Some rows of an embeddings artifact, the same ones whenever they are drawn.
+
+    Args:
+        dim: of the vectors that will be searched.
+
+    Returns:
+        [at most size, dim].
+    """
+    drawn = np.sort(np.random.default_rng(_QUERY_SEED).permutation(artifact.tag.rows)[:size])
+    found = [np.empty((0, dim), np.float32)]
+    first = 0
+    for _, embeddings in read_embeddings(artifact):
+        version = embeddings.model_version
+        check_vectors("query", embeddings, model_version=version, dim=dim, where=artifact.path)
+        found.append(embeddings.vectors[drawn[(drawn >= first) & (drawn < first + len(embeddings))] - first])
+        first += len(embeddings)
+    return np.concatenate(found)
 
 
 def _copy(source: Artifact, index: Path) -> IndexFilesWriter:
     writer: IndexFilesWriter | None = None
     ids: list[pa.Array] = []
     for batch, embeddings in read_embeddings(source):
-        check_vectors(embeddings.vectors, batch.column("id"), source.path)
+        dim = embeddings.vectors.shape[1]
+        version = embeddings.model_version
+        names = batch.column("id")
+        check_vectors("candidate", embeddings, model_version=version, dim=dim, where=source.path, ids=names.to_pylist)
         if writer is None:
-            writer = IndexFilesWriter(index, source.tag.rows, embeddings.vectors.shape[1])
+            writer = IndexFilesWriter(index, source.tag.rows, dim)
         writer.add(batch, embeddings.vectors)
-        ids.append(batch.column("id"))
+        ids.append(names)
         _LOG.info("%d of %d candidates read", writer.rows, source.tag.rows)
     if writer is None:
         raise DataError(f"{source.path} holds no candidates: an index needs at least one; see the entities' report")
@@ -91,25 +108,3 @@ def _copy(source: Artifact, index: Path) -> IndexFilesWriter:
             f"{source.path}: {len(repeated)} ids come twice, {repeated[0]!r} among them; rerun embed_candidates"
         )
     return writer
-
-
-def check_vectors(vectors: NDArray[np.float32], ids: pa.Array, path: Path) -> None:
-    """Refuse vectors that are not finite or not of unit length.
-
-    Args:
-        vectors: [n, dim].
-        ids: [n], for the message.
-
-    Raises:
-        DataError: names the first bad row.
-    """
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    # A comparison with NaN is false, so these are refused too.
-    bad = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))
-    if len(bad):
-        first = int(bad[0])
-        raise DataError(
-            f"{path}: {len(bad)} of {len(vectors)} vectors are not finite and of unit length, first that of "
-            f"{ids[first].as_py()!r} (length {lengths[first]:g}): the tower must normalise its output; "
-            "see the training report, then rerun train_towers"
-        )

@@ -15,10 +15,10 @@ from lockstep.config import GateSection
 from lockstep.embeddings import VersionedEmbeddings, read_embeddings
 from lockstep.tags import Artifact, Kind
 from lockstep.version import ReleaseId
-from serving.build_index import UNIT_TOLERANCE
 from serving.fallback import PopularCandidates
 from serving.index import Index
 from serving.index.files import duplicate_ids
+from serving.index.vectors import UNIT_TOLERANCE
 from serving.kv import QueryStore
 
 MADE_FROM: Mapping[Kind, tuple[Kind, ...]] = {

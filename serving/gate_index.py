@@ -64,8 +64,8 @@ def _rows(found: list[tuple[str, ...]], ids: pa.ChunkedArray) -> list[NDArray[np
 def _recall(vectors: NDArray[np.float32], query: NDArray[np.float32], found: NDArray[np.int64], k: int) -> float:
     """The share of the k best that was found; whatever ties with the last of them counts as one of them."""
     best = next(nearest_rows(vectors, query[None, :], k))
-    last = np.sort(exact_scores(vectors, best, query))[-k]
-    good = exact_scores(vectors, found, query) >= last - _TIE
+    last = np.sort(exact_scores(vectors, best, query[None, :]))[-k]
+    good = exact_scores(vectors, found, query[None, :]) >= last - _TIE
     return float(min(good.sum(), k) / k)
 
 

@@ -17,7 +17,7 @@ from lockstep.errors import CorruptArtifactError, DataError
 from lockstep.storage import fresh_directory
 from lockstep.tags import TAG_FILE, Artifact, Kind, Tag, open_artifact, write_tag
 from lockstep.version import ModelVersion
-from serving.build_index import check_vectors
+from serving.index.vectors import check_vectors
 from serving.kv import Load, Published, QueryStore, open_store
 
 _LOG = logging.getLogger(__name__)
@@ -84,10 +84,11 @@ def _load(store: QueryStore, source: Artifact, batch_size: int) -> Published:
     load: Load | None = None
     rows = 0
     for batch, embeddings in read_embeddings(source, batch_size):
-        check_vectors(embeddings.vectors, batch.column("id"), source.path)
+        ids, dim = batch.column("id"), embeddings.vectors.shape[1]
+        check_vectors("query", embeddings, model_version=version, dim=dim, where=source.path, ids=ids.to_pylist)
         if load is None:
-            load = store.begin(version, snapshot, embeddings.vectors.shape[1], source.tag.digest, tower)
-        load.put_many(batch.column("id").to_pylist(), embeddings)
+            load = store.begin(version, snapshot, dim, source.tag.digest, tower)
+        load.put_many(ids.to_pylist(), embeddings)
         rows += len(batch)
         _LOG.info("%d of %d entities loaded", rows, source.tag.rows)
     if load is None:

@@ -25,7 +25,7 @@ from lockstep.registry import Registry, Release
 from lockstep.schema import MAX_ID_BYTES
 from lockstep.storage import Storage, open_root
 from lockstep.version import ModelVersion, ReleaseId
-from serving.index import Index
+from serving.index import Index, Restricts
 from serving.kv import QueryStore, open_store
 from serving.release_handles import ReleaseHandles, release_handles
 
@@ -40,15 +40,17 @@ class Request:
         entity: id of a query entity.
         features: raw query features, named as in the schema; those that are missing count as unknown.
         k: 1 to 10,000.
-        restricts: namespace -> tokens; a candidate needs one of the tokens in every namespace.
+        restricts: what candidates are wanted.
         exclude: candidate ids to leave out, such as the entity's own history.
+        per_crowding_tag: at most so many candidates of one crowding tag.
     """
 
     entity: str | None = None
     features: Mapping[str, Any] | None = None
     k: int = 10
-    restricts: Mapping[str, AbstractSet[str]] = field(default_factory=dict)
+    restricts: Restricts = field(default_factory=Restricts)
     exclude: AbstractSet[str] = frozenset()
+    per_crowding_tag: int | None = None
 
     def __post_init__(self) -> None:
         if self.entity is None and self.features is None:
@@ -63,9 +65,10 @@ class Request:
                 raise RequestError(
                     f"the entity id {self.entity[:40]!r} has {size} bytes: an id has 1 to {MAX_ID_BYTES}"
                 )
-        for namespace, tokens in self.restricts.items():
-            if not isinstance(tokens, AbstractSet) or not tokens:
-                raise RequestError(f"restrict {namespace!r} is {tokens!r}: give a set of at least one token")
+        if self.per_crowding_tag is not None and self.per_crowding_tag < 1:
+            raise RequestError(f"per_crowding_tag is {self.per_crowding_tag}: allow at least one candidate of a tag")
+        if not isinstance(self.restricts, Restricts):
+            raise RequestError(f"restricts is {self.restricts!r}: give Restricts(allow={{namespace: {{token}}}})")
         if not isinstance(self.exclude, AbstractSet):
             raise RequestError(f"exclude is {self.exclude!r}: give a set of candidate ids")
 
@@ -269,10 +272,18 @@ def _embed(handles: ReleaseHandles, features: Mapping[str, Any]) -> VersionedEmb
 
 def _answer(release_id: ReleaseId, found: Pair, request: Request, reasons: list[str]) -> Answer:
     index = found.index
-    neighbours = index.search(found.query, request.k, restricts=request.restricts, exclude=request.exclude)
-    for namespace in sorted(set(request.restricts) - set(index.namespaces)):
+    neighbours = index.search(
+        found.query,
+        request.k,
+        restricts=request.restricts,
+        exclude=request.exclude,
+        per_crowding_tag=request.per_crowding_tag,
+    )
+    for namespace in sorted(request.restricts.namespaces - set(index.namespaces)):
         there_are = ", ".join(index.namespaces) or "none"
-        reasons.append(f"{release_id}: no candidate has a token in namespace {namespace!r}; namespaces: {there_are}")
+        reasons.append(
+            f"{release_id}: no candidate has a token or number in namespace {namespace!r}; namespaces: {there_are}"
+        )
     candidates = tuple(zip(neighbours.ids, neighbours.scores.tolist(), strict=True))
     return Answer(candidates, str(release_id), found.source, False, tuple(reasons))
 
@@ -282,7 +293,7 @@ def _fall_back(view: View, request: Request, reasons: list[str]) -> Answer:
     for handles in view.releases:
         try:
             popular = handles.popular.get()
-            candidates = popular.top(request.k, request.restricts, request.exclude)
+            candidates = popular.top(request.k, request.restricts, request.exclude, request.per_crowding_tag)
         except Exception as error:
             reasons.append(_sentence(handles.id, error))
         else:

@@ -52,7 +52,12 @@ def export_tower(
     schema = _read_schema(preprocessing)
     module = serving_module(tower, side, preprocessing, schema, model_version)
     fresh_directory(output)
-    signatures = {"serving_default": module.serve, "tf_example": module.serve_examples}
+    signatures = {
+        "serving_default": module.serve,
+        "tf_example": module.serve_examples,
+        "distinct": module.encode_distinct,
+        "embed_encoded": module.embed_encoded,
+    }
     tf.saved_model.save(module, str(output / "saved_model"), signatures=signatures)
     (output / "schema.json").write_bytes(schema.to_json())
     return write_tag(
@@ -71,7 +76,9 @@ def serving_module(
 ) -> tf.Module:
     """Preprocessing, tower and version stamp as one module.
 
-    Its functions are `serve`, of raw features by name, and `serve_examples`, of the same as serialized tf.Examples.
+    Its functions are `serve`, of raw features by name, `serve_examples`, of the same as serialized tf.Examples, and
+    the two halves of `serve` that batch embedding calls one by one: `encode_distinct`, which is the preprocessing's
+    own, and `embed_encoded`.
     """
     loaded = tf.saved_model.load(str(preprocessing / side))
     encode = loaded.signatures["serving_default"]
@@ -86,7 +93,12 @@ def serving_module(
     # The variables are tracked, the Keras objects are not: they would bring their own functions into the SavedModel.
     module.preprocessing = loaded
     module.weights = list(tower.variables)
-    module.serve = _serve_function(tower, encode, model_version).get_concrete_function(
+    embed_encoded = _embed_function(tower, model_version)
+    module.embed_encoded = embed_encoded.get_concrete_function(
+        **{of.name: tf.TensorSpec([None, of.length], of.dtype, name=of.name) for of in tower.features}
+    )
+    module.encode_distinct = _again(loaded.signatures["distinct"])
+    module.serve = _serve_function(tower, encode, embed_encoded).get_concrete_function(
         **{name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
     )
     module.serve_examples = _serve_examples_function(module.serve, specs).get_concrete_function(
@@ -95,21 +107,41 @@ def serving_module(
     return module
 
 
+def _embed_function(tower: TowerNetwork, model_version: ModelVersion) -> tf.types.experimental.PolymorphicFunction:
+    @tf.function(autograph=False)
+    def embed_encoded(**encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+        embedding = tower(encoded, training=False)
+        version = tf.constant(int(model_version), tf.int64)
+        return {"embedding": embedding, "model_version": tf.fill(tf.shape(embedding)[:1], version)}
+
+    return embed_encoded
+
+
 def _serve_function(
-    tower: TowerNetwork, encode: Callable[..., Mapping[str, tf.Tensor]], model_version: ModelVersion
+    tower: TowerNetwork,
+    encode: Callable[..., Mapping[str, tf.Tensor]],
+    embed_encoded: Callable[..., Mapping[str, tf.Tensor]],
 ) -> tf.types.experimental.PolymorphicFunction:
     lengths = {feature.name: feature.length for feature in tower.features}
 
     @tf.function(autograph=False)
-    def serve(**features: tf.Tensor) -> dict[str, tf.Tensor]:
+    def serve(**features: tf.Tensor) -> Mapping[str, tf.Tensor]:
         encoded = encode(**features)
         # A SavedModel's signature forgets the static length that pooling relies on.
-        fixed = {name: tf.reshape(encoded[name], [-1, length]) for name, length in lengths.items()}
-        embedding = tower(fixed, training=False)
-        version = tf.constant(int(model_version), tf.int64)
-        return {"embedding": embedding, "model_version": tf.fill(tf.shape(embedding)[:1], version)}
+        return embed_encoded(**{name: tf.reshape(encoded[name], [-1, length]) for name, length in lengths.items()})
 
     return serve
+
+
+def _again(signature: tf.types.experimental.ConcreteFunction) -> tf.types.experimental.ConcreteFunction:
+    """A loaded signature as a function that can be saved as one."""
+
+    @tf.function(autograph=False)
+    def call(**inputs: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        return signature(**inputs)
+
+    specs = signature.structured_input_signature[1]
+    return call.get_concrete_function(**{name: tf.TensorSpec(of.shape, of.dtype, name) for name, of in specs.items()})
 
 
 def _serve_examples_function(

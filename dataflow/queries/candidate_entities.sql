@@ -9,8 +9,8 @@ SELECT
   candidate.candidate_id AS id,
   {{ candidate }} AS features,
   IFNULL({{ display }}, candidate.candidate_id) AS display,
-{% for namespace, value in restricts.items() %}
-  {{ value }} AS {{ ("restrict_" ~ namespace) | ident }},
+{% for column, value in restricts.items() %}
+  {{ value }} AS {{ column | ident }},
 {% endfor %}
   {{ crowding }} AS crowding_tag
 FROM candidates_now AS candidate

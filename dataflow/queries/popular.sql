@@ -10,9 +10,10 @@ WITH counted AS (
 SELECT
   counted.candidate_id AS id,
   counted.recent AS count,
-{% for namespace, value in restricts.items() %}
-  {{ value }} AS {{ ("restrict_" ~ namespace) | ident }},
+{% for column, value in restricts.items() %}
+  {{ value }} AS {{ column | ident }},
 {% endfor %}
+  {{ crowding }} AS crowding_tag,
   counted.ever
 FROM counted
 JOIN candidates_now AS candidate ON candidate.candidate_id = counted.candidate_id

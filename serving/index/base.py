@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.embeddings import VersionedEmbedding, VersionedEmbeddings
-from lockstep.errors import CorruptArtifactError, RequestError, VersionMismatchError
+from lockstep.errors import RequestError
 from lockstep.version import ModelVersion
+from serving.index.crowding import uncrowded, uncrowded_count
 from serving.index.exact import exact_scores
-from serving.index.files import IndexFiles
+from serving.index.postings import Allowed
+from serving.index.restricts import Restricts
+from serving.index.vectors import check_vectors
 
-Restricts = Mapping[str, AbstractSet[str]]
-"""Namespace -> tokens; a candidate passes if it has one of the tokens in every namespace named."""
+_FINISHED_ROWS = 50_000
+"""Found rows that are scored and ordered at a time."""
 
 Rows = NDArray[np.int64]
 
@@ -38,6 +43,44 @@ class Neighbours:
         return len(self.ids)
 
 
+class Candidates(Protocol):
+    """What an index searches; a file's candidates, or such as change."""
+
+    @property
+    def path(self) -> Path:
+        """Where they are, for messages."""
+
+    @property
+    def model_version(self) -> ModelVersion:
+        """The version that embedded them."""
+
+    @property
+    def snapshot(self) -> int:
+        """The embedding run that they began with."""
+
+    @property
+    def rows(self) -> int:
+        """How many candidates there are."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """[all rows, dim], also of those that are no candidates any more."""
+
+    @property
+    def crowding(self) -> NDArray[np.int32]:
+        """[all rows]; equal where the crowding tag is, -1 where there is none."""
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Those in which some candidate has a token or a number."""
+
+    def ids(self, rows: Rows) -> list[str]:
+        """The ids of some rows."""
+
+    def allowed(self, restricts: Restricts | None) -> Allowed | None:
+        """The rows that are allowed; None where all rows are."""
+
+
 class Index(ABC):
     """Candidates of one model version, searchable by queries of the same version and of no other.
 
@@ -49,33 +92,33 @@ class Index(ABC):
     is_exact: bool
     """Whether the search misses nothing; an approximate index says so."""
 
-    def __init__(self, files: IndexFiles) -> None:
-        self._files = files
+    def __init__(self, candidates: Candidates) -> None:
+        self._candidates = candidates
 
     @property
     def model_version(self) -> ModelVersion:
         """The version whose candidates these are."""
-        return self._files.model_version
+        return self._candidates.model_version
 
     @property
     def snapshot(self) -> int:
         """The embedding run that it was built of."""
-        return self._files.snapshot
+        return self._candidates.snapshot
 
     @property
     def rows(self) -> int:
         """How many candidates it holds."""
-        return len(self._files.vectors)
+        return self._candidates.rows
 
     @property
     def dim(self) -> int:
         """The length of a vector."""
-        return int(self._files.vectors.shape[1])
+        return int(self._candidates.vectors.shape[1])
 
     @property
     def namespaces(self) -> tuple[str, ...]:
         """The namespaces in which some candidate has a token."""
-        return self._files.restricts.namespaces
+        return self._candidates.namespaces
 
     def search(
         self,
@@ -84,21 +127,24 @@ class Index(ABC):
         *,
         restricts: Restricts | None = None,
         exclude: Collection[str] = (),
+        per_crowding_tag: int | None = None,
     ) -> Neighbours:
         """The k candidates nearest to a query; fewer only if fewer are allowed.
 
         Args:
             query: of this index's version.
             k: at least 1.
-            restricts: tokens that are asked for; unknown namespaces and tokens match nothing.
+            restricts: what candidates are wanted; unknown namespaces and tokens match nothing.
             exclude: ids to leave out.
+            per_crowding_tag: at most so many candidates of one crowding tag, the nearest ones; those without a tag
+                do not crowd.
 
         Raises:
             VersionMismatchError: the query is of another version.
-            RequestError: k is below 1.
+            RequestError: k or per_crowding_tag is below 1.
         """
         batch = VersionedEmbeddings(query.vector[None, :], query.model_version)
-        return self._search(batch, k, restricts, [exclude])[0]
+        return self._search(batch, k, restricts, [exclude], per_crowding_tag)[0]
 
     def search_batch(
         self,
@@ -107,37 +153,35 @@ class Index(ABC):
         *,
         restricts: Restricts | None = None,
         exclude: Sequence[Collection[str]] | None = None,
+        per_crowding_tag: int | None = None,
     ) -> list[Neighbours]:
         """`search` for many queries at once, with the same results.
 
         Args:
             queries: [batch, dim] of this index's version.
-            restricts: the same for all.
+            restricts: the same for all, as is per_crowding_tag.
             exclude: [batch] ids to leave out of each.
         """
         if exclude is not None and len(exclude) != len(queries):
             raise RequestError(f"{len(exclude)} exclusions for {len(queries)} queries: give one for each")
-        return self._search(queries, k, restricts, exclude or [()] * len(queries))
+        return self._search(queries, k, restricts, exclude or [()] * len(queries), per_crowding_tag)
 
     @abstractmethod
-    def _nearest(self, vectors: NDArray[np.float32], count: int, allowed: Rows | None) -> Sequence[Rows]:
+    def _nearest(self, vectors: NDArray[np.float32], count: int, allowed: Allowed | None) -> Sequence[Rows]:
         """For each query at least the `count` best rows that it can find, in any order, all of them allowed.
 
         Args:
             vectors: [batch, dim], checked.
             count: 1 to the number of allowed rows.
-            allowed: [n] ascending rows; None allows all.
+            allowed: None allows all.
         """
 
-    def _check_version(self, queries: VersionedEmbeddings) -> None:
-        if queries.model_version != self.model_version:
-            raise VersionMismatchError(
-                "the query embedding",
-                queries.model_version,
-                f"the index in {self._files.path}",
-                self.model_version,
-                f"embed the query with {self.model_version}, or search an index of {queries.model_version}",
-            )
+    def _check(self, queries: VersionedEmbeddings, k: int, per_crowding_tag: int | None) -> None:
+        check_vectors("query", queries, model_version=self.model_version, dim=self.dim, where=self._candidates.path)
+        if k < 1:
+            raise RequestError(f"k is {k}: ask for at least one candidate")
+        if per_crowding_tag is not None and per_crowding_tag < 1:
+            raise RequestError(f"per_crowding_tag is {per_crowding_tag}: allow at least one candidate of a tag")
 
     def _search(
         self,
@@ -145,29 +189,91 @@ class Index(ABC):
         k: int,
         restricts: Restricts | None,
         exclude: Sequence[Collection[str]],
+        per_crowding_tag: int | None,
     ) -> list[Neighbours]:
-        self._check_version(queries)
-        if k < 1:
-            raise RequestError(f"k is {k}: ask for at least one candidate")
-        if queries.vectors.shape[1:] != (self.dim,):
-            found = f"a query of {queries.vectors.shape[1:]} floats"
-            raise CorruptArtifactError(self._files.path, found, f"{self.dim} floats for {self.model_version}")
-        allowed = self._files.restricts.rows(restricts) if restricts else None
-        available = self.rows if allowed is None else len(allowed)
-        if not available or not len(queries):
-            return [Neighbours((), np.empty(0, np.float32)) for _ in range(len(queries))]
+        """Ask the backend for more and more rows, until enough are left of each query's or there are no more."""
+        self._check(queries, k, per_crowding_tag)
+        allowed = self._candidates.allowed(restricts)
+        available = self.rows if allowed is None else allowed.count
+        found = [Neighbours((), np.empty(0, np.float32)) for _ in range(len(queries))]
         excluded = [frozenset(ids) for ids in exclude]
-        count = min(k + max(map(len, excluded)), available)
-        found_rows = self._nearest(queries.vectors, count, allowed)
-        return [
-            self._finish(vector, rows, k, ids)
-            for vector, rows, ids in zip(queries.vectors, found_rows, excluded, strict=True)
-        ]
+        count = min(k if per_crowding_tag is None else 2 * k, available)
+        open_ = list(range(len(queries) if available else 0))
+        while open_:
+            count = min(count + max(min(len(excluded[place]), k) for place in open_), available)
+            vectors = queries.vectors if len(open_) == len(queries) else queries.vectors[open_]
+            rows_of = self._nearest(vectors, count, allowed)
+            finished = self._finish(vectors, rows_of, k, [excluded[place] for place in open_], per_crowding_tag)
+            for place, neighbours in zip(open_, finished, strict=True):
+                found[place] = neighbours
+            if count == available:
+                break
+            if per_crowding_tag is not None:
+                tags = self._candidates.crowding
+                k = min(k, uncrowded_count(tags if allowed is None else tags[allowed.rows], per_crowding_tag))
+            open_ = [place for place in open_ if len(found[place]) < k]
+            count = min(4 * count, available)
+        return found
 
-    def _finish(self, vector: NDArray[np.float32], rows: Rows, k: int, excluded: frozenset[str]) -> Neighbours:
-        """Score exactly, order, leave out, cut."""
-        scores = exact_scores(self._files.vectors, rows, vector)
-        order = np.lexsort((rows, -scores))[: k + len(excluded)]
-        ids = self._files.ids(rows[order])
-        kept = [place for place, candidate in enumerate(ids) if candidate not in excluded][:k]
-        return Neighbours(tuple(ids[place] for place in kept), scores[order][kept].astype(np.float32))
+    def _finish(
+        self,
+        queries: NDArray[np.float32],
+        rows_of: Sequence[Rows],
+        k: int,
+        excluded: Sequence[frozenset[str]],
+        per_crowding_tag: int | None,
+    ) -> Iterator[Neighbours]:
+        """Score exactly, order, leave out, cut; some queries at a time."""
+        step = max(1, _FINISHED_ROWS // max(map(len, rows_of)))
+        for first in range(0, len(queries), step):
+            some = slice(first, first + step)
+            rows, scores, bounds = self._ordered(queries[some], rows_of[some])
+            if per_crowding_tag is None:
+                rows, scores, bounds = _cut(rows, scores, bounds, [k + len(ids) for ids in excluded[some]])
+            ids = self._candidates.ids(rows)
+            for (begin, end), left_out in zip(pairwise(bounds), excluded[some], strict=True):
+                if left_out or per_crowding_tag is not None:
+                    kept = self._kept(ids, rows, range(begin, end), left_out, per_crowding_tag)[:k]
+                    yield Neighbours(tuple(ids[place] for place in kept), scores[kept].astype(np.float32))
+                else:
+                    yield Neighbours(
+                        tuple(ids[begin : min(end, begin + k)]), scores[begin : min(end, begin + k)].astype(np.float32)
+                    )
+
+    def _ordered(
+        self, queries: NDArray[np.float32], rows_of: Sequence[Rows]
+    ) -> tuple[Rows, NDArray[np.float64], list[int]]:
+        """The rows of all queries one after the other, each query's best first; their scores; where each begins."""
+        if len(queries) == 1:
+            rows = rows_of[0]
+            scores = exact_scores(self._candidates.vectors, rows, queries)
+            order = np.lexsort((rows, -scores))
+            return rows[order], scores[order], [0, len(rows)]
+        rows = np.concatenate(rows_of)
+        sizes = [len(one) for one in rows_of]
+        of_query = np.repeat(np.arange(len(queries)), sizes)
+        scores = exact_scores(self._candidates.vectors, rows, queries[of_query])
+        order = np.lexsort((rows, -scores, of_query))
+        return rows[order], scores[order], [0, *accumulate(sizes)]
+
+    def _kept(
+        self, ids: list[str], rows: Rows, places: range, left_out: frozenset[str], limit: int | None
+    ) -> list[int]:
+        kept = [place for place in places if ids[place] not in left_out]
+        if limit is not None:
+            codes = self._candidates.crowding[rows[kept]]
+            kept = [kept[place] for place in uncrowded(codes, limit).tolist()]
+        return kept
+
+
+def _cut(
+    rows: Rows, scores: NDArray[np.float64], bounds: list[int], most: Sequence[int]
+) -> tuple[Rows, NDArray[np.float64], list[int]]:
+    """At most so many of each query."""
+    if len(most) == 1:
+        return rows[: most[0]], scores[: most[0]], [0, min(bounds[1], most[0])]
+    sizes = np.diff(bounds)
+    wanted = np.minimum(sizes, most)
+    place = np.arange(len(rows)) - np.repeat(bounds[:-1], sizes)
+    kept = place < np.repeat(wanted, sizes)
+    return rows[kept], scores[kept], [0, *accumulate(wanted.tolist())]

@@ -1,4 +1,4 @@
-"""Exact search over all vectors: the fastest there is for some ten thousand candidates."""
+"""Exact search over all vectors: the fastest there is for some thousand candidates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from serving.index.base import Index, Rows
 from serving.index.exact import nearest_rows
+from serving.index.postings import Allowed
 
 
 class BruteForceIndex(Index):
@@ -16,5 +17,5 @@ class BruteForceIndex(Index):
 
     is_exact = True
 
-    def _nearest(self, vectors: NDArray[np.float32], count: int, allowed: Rows | None) -> Sequence[Rows]:
-        return list(nearest_rows(self._files.vectors, vectors, count, allowed))
+    def _nearest(self, vectors: NDArray[np.float32], count: int, allowed: Allowed | None) -> Sequence[Rows]:
+        return list(nearest_rows(self._candidates.vectors, vectors, count, None if allowed is None else allowed.rows))

@@ -1,12 +1,15 @@
 """What an index is on disk, whatever its backend.
 
 <artifact>/                    kind index
-  index.json                   {"format", "backend", "model_version", "snapshot", "dim", "rows", "metric", "parameters"}
-  candidates.arrow             Arrow IPC: id: string, crowding_tag: string; one row a candidate
+  index.json                   {"format", "backend", "model_version", "snapshot", "dim", "rows", "metric", "section",
+                               "parameters"}
+  candidates.arrow             Arrow IPC: id, restricts, numeric_restricts, crowding_tag as in the embeddings; one row
+                               a candidate
   vectors.npy                  float32[rows, dim], unit length, in the same order; memory-mapped
-  restricts.json               {namespace: [token, ...]}, sorted; tokens are numbered in this order
-  restrict_offsets.npy         int64[tokens + 1], where each token's rows begin in
-  restrict_rows.npy            int32[...], the rows that have the token, ascending
+  restricts.json, *_rows.npy   what filters read, see serving.index.postings
+  crowding.npy                 int32[rows], equal where the crowding tag is, -1 where there is none
+  queries.npy                  float32[n, dim], query embeddings of the same version, on which it was tuned
+  frontier.json, frontier.svg  backend scann only: what the tuning measured, see serving.index.tuning
   scann/                       backend scann only: the serialised searcher
   tag.json
 """
@@ -24,17 +27,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lockstep.config import IndexSection, parse_section
+from lockstep.embeddings import NUMERIC_RESTRICTS, RESTRICTS
 from lockstep.errors import CorruptArtifactError, VersionMismatchError
 from lockstep.tags import Artifact
 from lockstep.version import ModelVersion
-from serving.index.restricts import Postings, PostingsBuilder
+from serving.index.crowding import crowding_codes
+from serving.index.postings import Allowed, Postings, PostingsBuilder
+from serving.index.restricts import Restricts
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION = "index.json"
 CANDIDATES = "candidates.arrow"
 VECTORS = "vectors.npy"
 SCANN = "scann"
-_CANDIDATES_SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("crowding_tag", pa.string())])
+QUERIES = "queries.npy"
+CROWDING = "crowding.npy"
+CANDIDATES_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("restricts", RESTRICTS),
+        pa.field("numeric_restricts", NUMERIC_RESTRICTS),
+        pa.field("crowding_tag", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +59,11 @@ class IndexFiles:
 
     Args:
         vectors: [rows, dim] float32, memory-mapped.
+        crowding: [rows] int32, memory-mapped; equal where the crowding tag is, -1 where there is none.
+        section: how it was built.
         parameters: the backend's own.
+        candidates: [rows] as written, memory-mapped.
+        id_column: [rows] their ids in one piece, in memory.
     """
 
     path: Path
@@ -51,9 +71,12 @@ class IndexFiles:
     model_version: ModelVersion
     snapshot: int
     vectors: NDArray[np.float32]
-    restricts: Postings
+    postings: Postings
+    crowding: NDArray[np.int32]
+    section: IndexSection
     parameters: Mapping[str, Any]
     candidates: pa.Table
+    id_column: pa.StringArray
 
     @classmethod
     def open(cls, artifact: Artifact) -> IndexFiles:
@@ -68,7 +91,8 @@ class IndexFiles:
             found = f"index format {description['format']}"
             raise CorruptArtifactError(artifact / DESCRIPTION, found, f"format {FORMAT} of this lockstep")
         _check_release(artifact, description)
-        vectors = np.load(artifact / VECTORS, mmap_mode="r", allow_pickle=False)
+        # As plain arrays over the mapped memory: a memmap is several times slower to index.
+        vectors = np.asarray(np.load(artifact / VECTORS, mmap_mode="r", allow_pickle=False))
         with pa.memory_map(str(artifact / CANDIDATES)) as source:
             candidates = pa.ipc.open_file(source).read_all()
         shape = (description["rows"], description["dim"])
@@ -81,14 +105,31 @@ class IndexFiles:
             model_version=ModelVersion(description["model_version"]),
             snapshot=description["snapshot"],
             vectors=vectors,
-            restricts=Postings.load(artifact.path),
+            postings=Postings.load(artifact.path),
+            crowding=np.asarray(np.load(artifact / CROWDING, mmap_mode="r", allow_pickle=False)),
+            section=parse_section(IndexSection, description["section"]),
             parameters=description["parameters"],
             candidates=candidates,
+            id_column=candidates.column("id").combine_chunks(),
         )
+
+    @property
+    def rows(self) -> int:
+        """How many candidates there are."""
+        return len(self.vectors)
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Those in which some candidate has a token or a number."""
+        return self.postings.namespaces
+
+    def allowed(self, restricts: Restricts | None) -> Allowed | None:
+        """The rows that are allowed; None where all are."""
+        return self.postings.allowed(restricts) if restricts else None
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         """The candidates' ids of some rows."""
-        found: list[str] = self.candidates.column("id").take(pa.array(rows)).to_pylist()
+        found: list[str] = self.id_column.take(pa.array(rows)).to_pylist()
         return found
 
 
@@ -102,10 +143,11 @@ class IndexFilesWriter:
     """
 
     def __init__(self, directory: Path, rows: int, dim: int) -> None:
-        self._directory = directory
+        self.directory = directory
         self._restricts = PostingsBuilder()
+        self._tags: list[pa.Array] = []
         self._sink = pa.OSFile(str(directory / CANDIDATES), "wb")
-        self._writer = pa.ipc.new_file(self._sink, _CANDIDATES_SCHEMA)
+        self._writer = pa.ipc.new_file(self._sink, CANDIDATES_SCHEMA)
         self.vectors: NDArray[np.float32] = np.lib.format.open_memmap(
             directory / VECTORS, mode="w+", dtype=np.float32, shape=(rows, dim)
         )
@@ -115,23 +157,30 @@ class IndexFilesWriter:
         """Append candidates.
 
         Args:
-            batch: [n] with id, restricts and crowding_tag.
+            batch: [n] with id, restricts, numeric_restricts and crowding_tag.
             vectors: [n, dim].
         """
         self.vectors[self.rows : self.rows + len(batch)] = vectors
-        columns = [batch.column("id"), batch.column("crowding_tag")]
-        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=_CANDIDATES_SCHEMA))
-        self._restricts.add(self.rows, batch.column("restricts"))
+        kept = batch.select(CANDIDATES_SCHEMA.names)
+        self._writer.write_batch(kept)
+        self._restricts.add(kept.column("restricts"), kept.column("numeric_restricts"))
+        self._tags.append(kept.column("crowding_tag"))
         self.rows += len(batch)
 
     def finish(
-        self, backend: str, model_version: ModelVersion, snapshot: int, parameters: Mapping[str, Any]
+        self,
+        backend: str,
+        model_version: ModelVersion,
+        snapshot: int,
+        section: IndexSection,
+        parameters: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Close the files and describe them in index.json."""
         self._writer.close()
         self._sink.close()
         self.vectors.flush()  # type: ignore[attr-defined]
-        self._restricts.build().save(self._directory)
+        self._restricts.build().save(self.directory)
+        np.save(self.directory / CROWDING, crowding_codes(pa.chunked_array(self._tags, pa.string())))
         description = {
             "format": FORMAT,
             "backend": backend,
@@ -140,9 +189,10 @@ class IndexFilesWriter:
             "dim": self.vectors.shape[1],
             "rows": self.rows,
             "metric": "dot_product",
+            "section": section.model_dump(mode="json"),
             "parameters": dict(parameters),
         }
-        (self._directory / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+        (self.directory / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
         return description
 
 

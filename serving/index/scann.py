@@ -2,116 +2,199 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.config import IndexSection
 from lockstep.errors import CorruptArtifactError
-from serving.index.base import Index, Rows
+from serving.index.base import Candidates, Index, Rows
 from serving.index.exact import nearest_rows
-from serving.index.files import SCANN, IndexFiles
+from serving.index.postings import Allowed
+from serving.index.tuning import Ladder, Point, Tuner
 
-_SCANNED_PER_RESULT = 20
-"""Candidates that are looked at for each one that is asked for, at least."""
 _OVERFETCH = 1.5
-"""Of a filter's share: results are not spread evenly."""
-_REORDER = 200
-"""Candidates that are scored again with their vectors, at least; four times as many as are asked for otherwise."""
-_EXACT_SCAN_ROWS = 5_000
-"""Up to this many allowed rows an exact scan is as fast as a filtered approximate search."""
+"""Of a filter's share: what it allows is not spread evenly."""
+_SAMPLE = 100_000
+_TUNING_PRODUCTS = 130_000_000_000
+"""Multiplications that the exact neighbours of the tuning's queries may cost."""
+_FEWEST_QUERIES = 500
+_TIMED = 48
+_LOG = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
 
 
 class ScannIndex(Index):
     """A tree of quantised vectors; the best candidates are scored again with their raw vectors.
 
-    Under a filter it asks for more and drops what is not allowed; where that is too much to ask for, or too
-    little is left, it scans the allowed raw vectors exactly. So a filter never costs results.
+    Its settings are those that were tuned when it was built. Under a filter it asks for more and drops what is not
+    allowed; where exact search of what is allowed is cheaper, by the times measured then, or too little is left, it
+    does that. So a filter costs no results.
     """
 
     is_exact = False
 
-    def __init__(self, files: IndexFiles) -> None:
-        super().__init__(files)
-        parameters = files.parameters
-        self._leaves: int = parameters["leaves"]
-        self._leaves_to_search: int = parameters["leaves_to_search"]
-        self._reorder: int = parameters["reorder"]
-        self._searcher = load_searcher(files.path / SCANN)
-        self._searcher.set_num_threads(parameters["threads"])
-        if self._searcher.size() != len(files.vectors):
-            found = f"a searcher over {self._searcher.size()} rows"
-            raise CorruptArtifactError(files.path / SCANN, found, f"{len(files.vectors)} rows")
+    def __init__(self, candidates: Candidates, tree: ScannTree, ladder: Ladder) -> None:
+        super().__init__(candidates)
+        self._tree = tree
+        # Requests ask for the same few numbers again and again.
+        self._setting = lru_cache(4_096)(ladder.setting)
+        self._prefers_exact = lru_cache(4_096)(ladder.prefers_exact)
 
-    def _nearest(self, vectors: NDArray[np.float32], count: int, allowed: Rows | None) -> Sequence[Rows]:
-        fetch = count
-        if allowed is not None:
-            fetch = math.ceil(_OVERFETCH * count * self.rows / len(allowed))
-        small = allowed is not None and len(allowed) <= _EXACT_SCAN_ROWS
-        if small or fetch * _SCANNED_PER_RESULT > self.rows:
-            return list(nearest_rows(self._files.vectors, vectors, count, allowed))
+    def _nearest(self, vectors: Vectors, count: int, allowed: Allowed | None) -> Sequence[Rows]:
+        available = self.rows if allowed is None else allowed.count
+        # The tree knows of living rows only, so that a filter which lets them all through is none.
+        filtered = available < self.rows
+        fetch = math.ceil(_OVERFETCH * count * self.rows / available) if filtered else count
+        if self._prefers_exact(fetch, available):
+            return self._exact(vectors, count, allowed)
+        leaves, reorder, _ = self._setting(fetch)
+        found = self._tree.search(vectors, fetch, leaves, reorder)
+        if filtered and allowed is not None:
+            found = [rows[allowed.mask[rows]] for rows in found]
         return [
-            self._filtered(*pair, count, allowed)
-            for pair in zip(vectors, self._approximate(vectors, fetch), strict=True)
+            rows if len(rows) >= count else self._exact(vectors[place : place + 1], count, allowed)[0]
+            for place, rows in enumerate(found)
         ]
 
-    def _filtered(self, vector: NDArray[np.float32], rows: Rows, count: int, allowed: Rows | None) -> Rows:
-        if allowed is not None:
-            places = np.minimum(np.searchsorted(allowed, rows), len(allowed) - 1)
-            rows = rows[allowed[places] == rows]
-        if len(rows) >= count:
-            return rows
-        return next(nearest_rows(self._files.vectors, vector[None, :], count, allowed))
+    def _exact(self, vectors: Vectors, count: int, allowed: Allowed | None) -> list[Rows]:
+        return list(nearest_rows(self._candidates.vectors, vectors, count, None if allowed is None else allowed.rows))
 
-    def _approximate(self, vectors: NDArray[np.float32], fetch: int) -> list[Rows]:
-        leaf_rows = self.rows / self._leaves
-        leaves = min(self._leaves, max(self._leaves_to_search, math.ceil(fetch * _SCANNED_PER_RESULT / leaf_rows)))
-        reorder = max(self._reorder, 4 * fetch)
+
+class ScannTree:
+    """ScaNN's searcher by its settings.
+
+    Args:
+        searcher: made by `build` or `load`.
+    """
+
+    def __init__(self, searcher: Any, threads: int) -> None:
+        # The wrapper of the package converts and checks what is checked here already.
+        self._searcher = searcher.searcher
+        self._searcher.set_num_threads(threads)
+        self._threads = threads
+        self.rows = int(searcher.size())
+
+    @classmethod
+    def build(cls, vectors: Vectors, leaves: int, threads: int, directory: Path) -> ScannTree:
+        """Train a tree with two-dimensional anisotropic hashing and bfloat16 reordering, and write it.
+
+        Args:
+            vectors: [rows, dim], unit length.
+            directory: an absent or empty folder; its contents can be moved.
+
+        Reference: Guo et al., Accelerating Large-Scale Inference with Anisotropic Vector Quantization, ICML 2020.
+        """
+        sample = min(len(vectors), max(_SAMPLE, len(vectors) // 10))
+        searcher = (
+            _scann()
+            .builder(vectors, 100, "dot_product")
+            .set_n_training_threads(threads)
+            .tree(leaves, leaves, training_sample_size=sample)
+            .score_ah(2, anisotropic_quantization_threshold=0.2, training_sample_size=sample)
+            .reorder(400, quantize=_reorder_type().BFLOAT16)
+            .build()
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        searcher.serialize(str(directory), relative_path=True)
+        return cls(searcher, threads)
+
+    @classmethod
+    def load(cls, directory: Path, threads: int, rows: int) -> Self:
+        """Load what `build` wrote; it is copied into memory.
+
+        Args:
+            rows: how many it must hold.
+
+        Raises:
+            CorruptArtifactError: it holds other rows; or there is a pickle, which ScaNN would load and which may run
+                any code; ours has none.
+        """
+        pickles = sorted(path.name for path in directory.glob("*.pkl"))
+        if pickles:
+            found = f"the pickle {pickles[0]}"
+            raise CorruptArtifactError(directory, found, "none, since loading one can run any code")
+        tree = cls(_scann().load_searcher(str(directory)), threads)
+        if tree.rows != rows:
+            raise CorruptArtifactError(directory, f"a searcher over {tree.rows} rows", f"{rows} rows")
+        return tree
+
+    def search(self, vectors: Vectors, count: int, leaves: int, reorder: int) -> list[Rows]:
+        """For each query at most `count` rows, many queries on all threads."""
         if len(vectors) == 1:
-            found, _ = self._searcher.search(vectors[0], fetch, reorder, leaves)
-            return [found.astype(np.int64)]
-        batch, scores = self._searcher.search_batched_parallel(vectors, fetch, reorder, leaves)
+            return [self._searcher.search(vectors[0], count, reorder, leaves)[0].astype(np.int64)]
+        rows, scores = self._searcher.search_batched(vectors, count, reorder, leaves, True, 256)
         # Rows past the last result are filled with NaN scores.
-        return [row[np.isfinite(score)].astype(np.int64) for row, score in zip(batch, scores, strict=True)]
+        finite = np.isfinite(scores)
+        if finite.all():
+            return list(rows.astype(np.int64))
+        return [row[kept].astype(np.int64) for row, kept in zip(rows, finite, strict=True)]
+
+    def timed_search(self, vectors: Vectors, count: int, leaves: int, reorder: int) -> tuple[list[Rows], float]:
+        """`search`, and the median microseconds of single queries."""
+        times = []
+        for vector in vectors[:_TIMED]:
+            start = time.perf_counter()
+            self._searcher.search(vector, count, reorder, leaves)
+            times.append(time.perf_counter() - start)
+        return self.search(vectors, count, leaves, reorder), 1e6 * float(np.median(times))
 
 
-def build_searcher(vectors: NDArray[np.float32], section: IndexSection, directory: Path) -> dict[str, Any]:
-    """Train a searcher, write it, and return the parameters that index.json keeps.
+@dataclass(frozen=True)
+class TunedTree:
+    """A tree and what its tuning found.
 
-    Tree size, two-dimensional anisotropic hashing and bfloat16 reordering that did well for unit vectors of up to a
-    million rows; [index] overrides the sizes.
+    Args:
+        parameters: what `ScannIndex` reads.
+        chosen: the settings for k results.
+        points: all that was measured for k results.
+        train_seconds, tune_seconds: what both took.
+    """
+
+    parameters: dict[str, Any]
+    chosen: Point
+    points: tuple[Point, ...]
+    train_seconds: float
+    tune_seconds: float
+
+
+def build_tuned(vectors: Vectors, queries: Vectors, section: IndexSection, directory: Path) -> TunedTree:
+    """Train a tree, write it, and find the settings that reach [index] target_recall.
 
     Args:
         vectors: [rows, dim].
-        directory: an absent or empty folder; its contents can be moved.
-
-    Reference: Guo et al., Accelerating Large-Scale Inference with Anisotropic Vector Quantization, ICML 2020.
+        queries: [n, dim] such as will be searched for.
+        directory: where the tree goes.
     """
-    scann = _scann()
-    rows = len(vectors)
-    leaves = min(section.leaves or default_leaves(rows), rows)
-    leaves_to_search = min(section.leaves_to_search or max(10, math.ceil(leaves / 10)), leaves)
-    sample = min(rows, max(100_000, rows // 10))
-    searcher = (
-        scann.builder(vectors, 100, "dot_product")
-        .set_n_training_threads(section.threads)
-        .tree(leaves, leaves_to_search, training_sample_size=sample)
-        .score_ah(2, anisotropic_quantization_threshold=0.2, training_sample_size=sample)
-        .reorder(400, quantize=_reorder_type().BFLOAT16)
-        .build()
-    )
-    directory.mkdir(parents=True, exist_ok=True)
-    searcher.serialize(str(directory), relative_path=True)
-    return {
-        "leaves": leaves,
-        "leaves_to_search": leaves_to_search,
-        "reorder": section.reorder or _REORDER,
-        "threads": section.threads,
-    }
+    k = min(section.k, len(vectors))
+    queries = queries[: max(_FEWEST_QUERIES, _TUNING_PRODUCTS // vectors.size)]
+    leaves = default_leaves(len(vectors))
+    started = time.monotonic()
+    _LOG.info("training a tree of %d leaves over %d candidates", leaves, len(vectors))
+    tree = ScannTree.build(vectors, leaves, section.threads, directory)
+    built = time.monotonic()
+    _LOG.info("trained in %.1f s; tuning for recall@%d of %g", built - started, k, section.target_recall)
+    tuner = Tuner(tree.timed_search, leaves, section.target_recall)
+    rungs = tuner.ladder(vectors, queries, k)
+    chosen = next(rung for rung in rungs if rung.count == k)
+    tuner.around(chosen, vectors, queries)
+    tuned = time.monotonic()
+    _LOG.info("tuned in %.1f s", tuned - built)
+    if chosen.recall < section.target_recall:
+        _LOG.warning("no settings reach recall@%d of %g: the best is %.4f", k, section.target_recall, chosen.recall)
+    ladder = Ladder(rungs, exact_microseconds(vectors, k))
+    parameters = {"leaves": leaves, "threads": section.threads, "ladder": ladder.to_json()}
+    points = tuple(point for point in tuner.points if point.count == k)
+    return TunedTree(parameters, chosen, points, built - started, tuned - built)
 
 
 def default_leaves(rows: int) -> int:
@@ -119,16 +202,26 @@ def default_leaves(rows: int) -> int:
     return max(1, min(rows // 130, max(1_500, math.isqrt(rows))))
 
 
-def load_searcher(directory: Path) -> Any:
-    """Load what `build_searcher` wrote; it is copied into memory.
+def exact_microseconds(vectors: Vectors, count: int) -> tuple[float, float]:
+    """What an exact scan of some rows takes: whatever they are, and for each of them.
 
-    Raises:
-        CorruptArtifactError: there is a pickle, which ScaNN would load and which may run any code; ours has none.
+    Args:
+        vectors: [rows, dim].
+        count: results.
     """
-    pickles = sorted(path.name for path in directory.glob("*.pkl"))
-    if pickles:
-        raise CorruptArtifactError(directory, f"the pickle {pickles[0]}", "none, since loading one can run any code")
-    return _scann().load_searcher(str(directory))
+    sizes = [size for size in (2 * count, 20 * count, 200 * count) if 4 * size <= len(vectors)] or [len(vectors)]
+    rng = np.random.default_rng(0)
+    points = []
+    for size in sizes:
+        rows = np.sort(rng.choice(len(vectors), size, replace=False))
+        times = []
+        for query in vectors[:7]:
+            start = time.perf_counter()
+            next(nearest_rows(vectors, query[None, :], min(count, size), rows))
+            times.append(time.perf_counter() - start)
+        points.append(1e6 * float(np.median(times)))
+    each = points[-1] / sizes[-1]
+    return max(0.0, points[0] - each * sizes[0]), each
 
 
 def _scann() -> Any:

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 PAGE = Path(__file__).parents[2] / "docs" / "bring-your-own-data.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-BASE, MAPPING, ENGAGEMENT, PAIRS, SPLIT, FEATURES, COUNTS = (body for kind, body in BLOCKS if kind == "toml")
+BASE, MAPPING, ENGAGEMENT, PAIRS, SPLIT, FEATURES, COUNTS, FILTERS = (body for kind, body in BLOCKS if kind == "toml")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def filtered(report: dict[str, Any]) -> Counter[str]:
 
 def test_every_block_of_the_page_is_executed() -> None:
     kinds = Counter(kind for kind, _ in BLOCKS)
-    assert kinds == {"python": 2, "toml": 7, "bash": 2}
+    assert kinds == {"python": 2, "toml": 8, "bash": 2}
     assert TEXT.count("```") == 2 * len(BLOCKS)
 
 
@@ -165,6 +166,25 @@ def test_engagement_split_features_and_counts_work_together(walked: Walked) -> N
     assert not [check for check in made.report["leaks"] if check["violations"]]
     month = [row["borrowed_last_month"] for row in made.candidates]
     assert max(month) > 0
+
+
+def test_candidates_carry_what_they_are_filtered_by(walked: Walked) -> None:
+    made = data_step(walked, "filters", FILTERS)
+    books = {row["isbn"]: row for row in pq.read_table(walked.folder / "data" / "books.parquet").to_pylist()}
+    found = {row["id"]: row for row in pq.read_table(made.entities / "candidates").to_pylist()}
+    assert sorted(found) == sorted(books)
+    for isbn, book in books.items():
+        midnight = datetime(book["published"].year, 1, 1, tzinfo=UTC)
+        assert found[isbn]["restricts"] == [
+            {"namespace": "genre", "allow": [book["genre"]], "deny": []},
+            {"namespace": "branches", "allow": book["branches"], "deny": book["lent_out"]},
+        ]
+        assert found[isbn]["numeric_restricts"] == [
+            {"namespace": "pages", "value": book["pages"]},
+            {"namespace": "published", "value": midnight.timestamp()},
+        ]
+        assert found[isbn]["crowding_tag"] == book["author"]
+    assert sum(bool(book["lent_out"]) for book in books.values()) == 42
 
 
 def test_pairs_of_candidates_are_made(walked: Walked) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lockstep.config import IndexSection, KVSection
-from lockstep.embeddings import RESTRICTS, VersionedEmbeddings, embedding_batch
+from lockstep.embeddings import NUMERIC_RESTRICTS, RESTRICTS, VersionedEmbeddings, embedding_batch
 from lockstep.registry import Part, Registry, Release
 from lockstep.storage import LocalStorage
 from lockstep.tags import Kind, Tag, read_tag, write_tag
@@ -72,13 +72,15 @@ def write_embeddings(
     vectors: NDArray[np.float32],
     inputs: dict[str, Tag] | None = None,
     restricted: pa.Array | None = None,
+    numeric: pa.Array | None = None,
+    tags: pa.Array | None = None,
 ) -> Tag:
     """An embeddings artifact of one file."""
     directory.mkdir(parents=True)
     version = release_id.model_version
     digests = pa.array(["0"] * len(ids))
     batch = embedding_batch(
-        kind, pa.array(ids, pa.string()), VersionedEmbeddings(vectors, version), digests, restricted
+        kind, pa.array(ids, pa.string()), VersionedEmbeddings(vectors, version), digests, restricted, numeric, tags
     )
     pq.write_table(pa.Table.from_batches([batch]), directory / "part-00000-of-00001.parquet")
     return write_tag(
@@ -104,6 +106,8 @@ def write_entities(directory: Path, candidates: Sequence[str], queries: Sequence
             "id": pa.array(candidates, pa.string()),
             "count": pa.array(range(len(candidates), 0, -1), pa.int64()),
             "restricts": restricts(len(candidates)),
+            "numeric_restricts": pa.nulls(len(candidates), NUMERIC_RESTRICTS),
+            "crowding_tag": pa.nulls(len(candidates), pa.string()),
         }
     )
     pq.write_table(popular, directory / "popular.parquet")
@@ -146,16 +150,15 @@ class StubRoot:
             folder(Kind.CANDIDATE_EMBEDDINGS), Kind.CANDIDATE_EMBEDDINGS, release_id, candidates,
             candidate_vectors(version, self.rows), restricted=restricts(self.rows),
         )  # fmt: skip
+        write_embeddings(
+            folder(Kind.QUERY_EMBEDDINGS), Kind.QUERY_EMBEDDINGS, release_id, known,
+            np.tile(query_vector(version), (len(known), 1)), inputs={"tower": tower_tag(version)},
+        )  # fmt: skip
         build_index.run(
-            candidate_embeddings=folder(Kind.CANDIDATE_EMBEDDINGS), index=folder(Kind.INDEX),
-            model_version=version, run_id="r", section=IndexSection(),
+            candidate_embeddings=folder(Kind.CANDIDATE_EMBEDDINGS), query_embeddings=folder(Kind.QUERY_EMBEDDINGS),
+            index=folder(Kind.INDEX), model_version=version, run_id="r", section=IndexSection(),
         )  # fmt: skip
         if known:
-            vectors = np.tile(query_vector(version), (len(known), 1))
-            write_embeddings(
-                folder(Kind.QUERY_EMBEDDINGS), Kind.QUERY_EMBEDDINGS, release_id, known, vectors,
-                inputs={"tower": tower_tag(version)},
-            )  # fmt: skip
             load_kv.run(
                 query_embeddings=folder(Kind.QUERY_EMBEDDINGS), kv_load=folder(Kind.KV_LOAD),
                 kv_root=self.path / "kv", model_version=version, run_id="r", section=KVSection(),

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataflow.columns import candidate_features, past_values, query_features, restrict_column, struct
+from dataflow.columns import candidate_features, past_values, query_features, struct
+from dataflow.restricts import restrict_columns
 from dataflow.split import day_of
 from dataflow.sql import literal, render
 from dataflow.warehouse import DuckDBWarehouse, Warehouse
@@ -48,6 +49,8 @@ SCHEMA = Schema.model_validate(
             "sold": {"type": "numeric", "columns": ["events.2d"]},
         },
         "restricts": ["colour"],
+        "deny": {"colour": "clashes", "size": "sizes_gone"},
+        "numeric_restricts": ["price", "row", "made", "signed"],
     }
 )
 
@@ -87,6 +90,11 @@ CANDIDATES = [  # candidate_id, colour, price, row_number
     ("f", "red", 5.0, 5),
     ("g", "red", 6.0, 6),
 ]
+FILTERED = {  # row_number: clashes, sizes_gone, row, made, signed
+    0: (["blue", "green"], "XL", 2**53, day(2) + timedelta(microseconds=1), True),
+    1: ([], None, -1, datetime(1969, 12, 31, 23, 59, 59, 500_000, tzinfo=UTC), False),
+    4: (["red"], "", None, None, None),
+}
 QUERIES = [("ann", "FR", 2), ("ann", "DE", 1), ("bob", None, 3), ("eve", "IT", 4)]
 
 
@@ -98,11 +106,15 @@ def warehouse(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             [(*event, ENGAGEMENT.get(event[:2])) for event in EVENTS],
             ("query_id", "candidate_id", "event_time", "position", "engagement"),
         ),
-        "candidates": (CANDIDATES, ("candidate_id", "colour", "price", "row_number")),
+        "candidates": (
+            [(*row, *FILTERED.get(row[3], ([], None, None, None, None))) for row in CANDIDATES],
+            ("candidate_id", "colour", "price", "row_number", "clashes", "sizes_gone", "row", "made", "signed"),
+        ),
         "queries": (QUERIES, ("query_id", "country", "row_number")),
     }
     types = {"event_time": TIME, "position": pa.int64(), "row_number": pa.int64()}
-    types |= {"price": pa.float64(), "engagement": pa.float64()}
+    types |= {"price": pa.float64(), "engagement": pa.float64(), "clashes": pa.list_(pa.string())}
+    types |= {"row": pa.int64(), "made": TIME, "signed": pa.bool_()}
     with open_named(request.param, work) as opened:
         for name, (values, columns) in tables.items():
             table = pa.table(
@@ -685,13 +697,14 @@ def test_candidates_as_they_are_now(warehouse: Warehouse) -> None:
         "candidate_entities",
         candidate=struct(candidate_features(SCHEMA, candidates)),
         display="candidate.colour",
-        restricts={"colour": restrict_column("colour", candidates, "test")},
+        restricts=restrict_columns(SCHEMA, candidates),
         crowding="CAST(NULL AS STRING)",
         counts=SCHEMA.counts("candidate"),
         day=day_of(day(6)),
     )
-    assert [row["features"]["sold"] for row in warehouse.rows(sql)] == [2.0, 0.0, 0.0, 1.0, 0.0, 1.0]
-    assert [tuple(row.values())[2:] for row in warehouse.rows(sql)] == [
+    found = warehouse.rows(sql)
+    assert [row["features"]["sold"] for row in found] == [2.0, 0.0, 0.0, 1.0, 0.0, 1.0]
+    assert [(row["display"], row["allow_colour"], row["crowding_tag"]) for row in found] == [
         ("red", "red", None),
         ("blue", "blue", None),
         ("green", "green", None),
@@ -699,12 +712,40 @@ def test_candidates_as_they_are_now(warehouse: Warehouse) -> None:
         ("red", "red", None),
         ("red", "red", None),
     ]
+    assert [(row["deny_colour"] or [], row["deny_size"]) for row in found] == [
+        *((["blue", "green"], "XL"), ([], None), ([], None), (["red"], ""), ([], None), ([], None)),
+    ]
+    # 2 January 2024 is day 19,724 after 1970; the moment of b is half a second before 1970.
+    assert [tuple(row[f"number_{name}"] for name in SCHEMA.numeric_restricts) for row in found] == [
+        (1.0, 2.0**53, 19_724 * 86_400 + 1e-6, 1.0),
+        (2.0, -1.0, -0.5, 0.0),
+        (None, None, None, None),
+        (4.0, None, None, None),
+        (5.0, None, None, None),
+        (6.0, None, None, None),
+    ]
+    assert {type(row["number_row"]) for row in found} == {float, type(None)}
+
+
+def test_popular_candidates_have_what_they_are_filtered_by(warehouse: Warehouse) -> None:
+    restricts = restrict_columns(SCHEMA, warehouse.schema("candidates_now"))
+    found = warehouse.rows(render("popular", popular_from=day(5), restricts=restricts, crowding="candidate.sizes_gone"))
+    assert [
+        (row["id"], row["allow_colour"], row["deny_colour"] or [], row["number_price"], row["crowding_tag"])
+        for row in found[:3]
+    ] == [
+        ("a", "red", ["blue", "green"], 1.0, "XL"),
+        ("b", "blue", [], 2.0, None),
+        ("d", None, ["red"], 4.0, ""),
+    ]
 
 
 def test_popular_candidates_by_recent_then_all_events(warehouse: Warehouse) -> None:
     # From day 5 on: a twice, b, d, f once. Ever: a 4, b 4, c 3, d 3, f 1, g 1.
-    found = rows(warehouse, render("popular", popular_from=day(5), restricts={}))
-    assert found == [("a", 2, 4), ("b", 1, 4), ("d", 1, 3), ("f", 1, 1), ("c", 0, 3), ("g", 0, 1)]
+    found = warehouse.rows(render("popular", popular_from=day(5), restricts={}, crowding="CAST(NULL AS STRING)"))
+    assert [(row["id"], row["count"], row["ever"]) for row in found] == [
+        *(("a", 2, 4), ("b", 1, 4), ("d", 1, 3), ("f", 1, 1), ("c", 0, 3), ("g", 0, 1)),
+    ]
 
 
 SOURCE = """(

@@ -21,7 +21,7 @@ from lockstep.embeddings import VersionedEmbedding
 from lockstep.tags import Kind
 from lockstep.version import ModelVersion, ReleaseId
 from serving import retriever as planner
-from serving.index import Index
+from serving.index import Index, Restricts
 from serving.kv.embedded import EmbeddedStore
 from serving.retriever import Answer, Pair, Request, Retriever
 from tests.fakes.stub_releases import MIXED_SCORE_BELOW, StubRoot, genre, version_of
@@ -126,7 +126,7 @@ class Releases(RuleBasedStateMachine):
         tokens=st.sampled_from([None, {"jazz"}, {"rock"}, {"jazz", "rock"}]),
     )
     def ask(self, entity: str, fresh: bool, tokens: set[str] | None) -> None:
-        restricts = {} if tokens is None else {"genre": tokens}
+        restricts = Restricts() if tokens is None else Restricts({"genre": tokens})
         server = Retriever(self.root.storage) if fresh else self.server
         answer = server.answer(Request(entity, k=4, restricts=restricts))
         if fresh:

@@ -39,7 +39,7 @@ def test_help_takes_less_than_a_second() -> None:
 
 def test_help_lists_every_command() -> None:
     output = invoke("--help").output
-    for command in ("compile", "examples", "query", "releases", "run", "submit", "tune"):
+    for command in ("compile", "examples", "export-candidates", "query", "releases", "run", "submit", "tune"):
         assert f"\n  {command} " in output
         assert invoke(command, "--help").exit_code == 0
 
@@ -69,6 +69,11 @@ def test_help_lists_every_command() -> None:
             ["submit", "--config", DEMO, "--to", "kfp", "--host", "http://x", "--root", "gs://b/p"],
             "[kv] backend is embedded",
         ),
+        (["export-candidates"], "Error: Missing option '--output'."),
+        (["export-candidates", "--output", "gs://b/x"], "--output is gs://b/x: name a local or mounted folder, and"),
+        (["export-candidates", "--output", "x", "--format", "csv"], "'csv' is not one of 'json', 'avro'."),
+        (["export-candidates", "--output", "x", "--root", "none"], "none: `lockstep run --config FILE` publishes a"),
+        (["export-candidates", "--output", "x", "--release", "7"], "Error: a release is written like v7.3, found '7'"),
         (["train"], "Error: No such command 'train'."),
     ],
 )

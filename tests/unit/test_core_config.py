@@ -52,6 +52,13 @@ def load(tmp_path: Path, text: str) -> object:
         (BASE + "[schema.query.q]\ntype = 'text'\nshares = 'track'\n", "a text cannot share the vocabulary of 'track'"),
         ("[schema]\nquery = {}\ncandidate = {}\n", "[schema.query] declares no feature"),
         (BASE + "[schema.candidate.b]\ntype = 'id'\ncolumns = ['a; DROP TABLE x']\n", "is no column name"),
+        ("[schema]\nrestricts = ['A']\n" + BASE, "[schema] restricts: 'A' is no column name ([a-z][a-z0-9_]{0,62})"),
+        ("[schema]\nrestricts = ['a', 'b', 'a']\n" + BASE, "[schema] restricts: 'a' stands there twice"),
+        ("[schema]\nnumeric_restricts = ['1']\n" + BASE, "[schema] numeric_restricts: '1' is no column name"),
+        ("[schema]\nnumeric_restricts = ['a', 'a']\n" + BASE, "[schema] numeric_restricts: 'a' stands there twice"),
+        ("[schema]\ndeny = { 'a b' = 'c' }\n" + BASE, "[schema] deny: 'a b' is no namespace"),
+        ("[schema]\ndeny = { a = 'c d' }\n" + BASE, "[schema] deny.a: 'c d' is no column name"),
+        ("[schema]\ndeny = ['a']\n" + BASE, "[schema] deny = ['a']: input should be a valid dictionary"),
     ],
 )
 def test_each_mistake_is_one_sentence_that_helps(tmp_path: Path, text: str, sentence: str) -> None:
@@ -74,7 +81,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
 
 
 def test_whole_floats_from_pipeline_parameters_are_ints_again() -> None:
-    assert parse_section(IndexSection, {"threads": 4.0, "leaves": None}).threads == 4
+    assert parse_section(IndexSection, {"threads": 4.0, "k": 50.0}).threads == 4
     assert type(parse_section(IndexSection, {"threads": 4.0}).threads) is int
     with pytest.raises(ConfigError, match=r"^\[index\] threads = 4\.5"):
         parse_section(IndexSection, {"threads": 4.5})
@@ -102,6 +109,18 @@ def test_the_schemas_digest_changes_with_it_and_only_with_it() -> None:
     assert schema.query["b"].columns == ("b",)
     changed = {**raw, "candidate": {"c": {"type": "id", "min_count": 2}}}
     assert parse_schema(changed).digest != schema.digest
+
+
+def test_a_namespace_may_have_allowed_and_denied_tokens_and_numbers() -> None:
+    towers = {"query": {"h": {"type": "id"}}, "candidate": {"c": {"type": "id"}}}
+    filters = {"restricts": ["b", "a"], "numeric_restricts": ["b"], "deny": {"z": "x", "b": "y", "c": "b"}}
+    schema = parse_schema({**towers, **filters})
+    assert schema.namespaces == ("b", "a", "c", "z")
+    assert Schema.from_json(schema.to_json()) == parse_schema(schema.to_dict()) == schema
+    assert parse_schema(towers).namespaces == ()
+    swapped = parse_schema({**towers, **filters, "deny": {"c": "b", "z": "x", "b": "y"}})
+    assert (swapped.digest, swapped.namespaces) == (schema.digest, schema.namespaces)
+    assert parse_schema({**towers, **filters, "deny": {}}).digest != schema.digest
 
 
 def test_what_the_schema_derives() -> None:

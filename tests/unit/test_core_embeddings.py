@@ -49,7 +49,7 @@ def test_what_is_written_is_read_with_its_version(tmp_path: Path) -> None:
     assert read[0][1].vectors.tolist() == [[0, 1], [2, 3]]
     assert read[0][1].model_version == V3
     assert read[0][0].schema.equals(embedding_schema(Kind.CANDIDATE_EMBEDDINGS, 2))
-    assert read[0][0].column("restricts").to_pylist()[0] == [{"namespace": "genre", "allow": ["rock"]}]
+    assert read[0][0].column("restricts").to_pylist()[0] == [{"namespace": "genre", "allow": ["rock"], "deny": None}]
 
 
 def test_one_row_of_another_version_stops_the_reader(tmp_path: Path) -> None:

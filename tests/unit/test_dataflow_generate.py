@@ -68,6 +68,8 @@ SCHEMA: dict[str, Any] = {
     },
     "display": "title",
     "restricts": ["kind", "tags"],
+    "deny": {"tags": "title", "place": "tags"},
+    "numeric_restricts": ["price", "released", "kept"],
     "crowding": "kind",
 }
 EVERY_TYPE = {
@@ -109,6 +111,7 @@ def make_world(folder: Path, seed: int = 7) -> World:
             "image": rng.choice([None, [0.5, float(number)]]),
             "tags": rng.choice([None, [], ["t1"], ["t2", "t1"]]),
             "ratings": rng.choice([None, [4.0, 5.0, 3.0], [1.0]]),
+            "kept": (None, True, False)[number % 3],
         }
         for number in range(30)
     }
@@ -135,6 +138,7 @@ def make_world(folder: Path, seed: int = 7) -> World:
         "image": pa.list_(pa.float64()),
         "tags": pa.list_(pa.string()),
         "ratings": pa.list_(pa.float64()),
+        "kept": pa.bool_(),
     }
     write(folder / "things.parquet", columns, [(name, *row.values()) for name, row in candidates.items()], kinds)
     return World(folder, events, candidates)
@@ -567,9 +571,8 @@ def test_entities_are_everything_as_it_is_now(world: World, made: Path) -> None:
     for name, row in world.candidates.items():
         assert rows[name]["display"] == (row["title"] if row["title"] is not None else name)
         assert rows[name]["crowding_tag"] == row["kind"]
-        restricts = {restrict["namespace"]: restrict["allow"] for restrict in rows[name]["restricts"]}
-        expected = {"kind": [row["kind"]] if row["kind"] else [], "tags": row["tags"] or []}
-        assert restricts == {namespace: tokens for namespace, tokens in expected.items() if tokens}
+        assert rows[name]["restricts"] == expected_restricts(row)
+        assert rows[name]["numeric_restricts"] == expected_numbers(row)
     queries = {row["id"]: row for row in pq.read_table(made / "entities" / "queries").to_pylist()}
     assert set(queries) == {f"e{number:02d}" for number in range(62)}  # e00 has events only, e60 and e61 none
     newest = max(time for events in world.used.values() for time, _, _ in events)
@@ -580,6 +583,43 @@ def test_entities_are_everything_as_it_is_now(world: World, made: Path) -> None:
     counts = Counter(c for events in world.used.values() for t, _, c in events if t > newest - timedelta(days=30))
     assert {row["id"]: row["count"] for row in popular if row["count"]} == dict(counts)
     assert [row["count"] for row in popular] == sorted((row["count"] for row in popular), reverse=True)
+    for row in popular:
+        for column in ("restricts", "numeric_restricts", "crowding_tag"):
+            assert row[column] == rows[row["id"]][column]
+
+
+def expected_restricts(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the schema says that a candidate is filtered by, in the order of `restricts`, then of `deny`."""
+    tokens = {
+        "kind": ([row["kind"]] if row["kind"] else [], []),
+        "tags": (row["tags"] or [], [row["title"]] if row["title"] else []),
+        "place": ([], row["tags"] or []),
+    }
+    return [{"namespace": of, "allow": allow, "deny": deny} for of, (allow, deny) in tokens.items() if allow or deny]
+
+
+def expected_numbers(row: dict[str, Any]) -> list[dict[str, Any]]:
+    released = row["released"] and row["released"].timestamp()
+    kept = None if row["kept"] is None else float(row["kept"])
+    numbers = {"price": row["price"], "released": released, "kept": kept}
+    return [{"namespace": name, "value": value} for name, value in numbers.items() if value is not None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"restricts": ["image"]}, r"\[schema\] restricts: categorical cannot be made from column 'image'"),
+        ({"restricts": ["colour"]}, r"\[schema\] restricts: there is no column 'colour'; the table has"),
+        ({"deny": {"kind": "colour"}}, r"\[schema\] deny\.kind: there is no column 'colour'; the table has"),
+        ({"deny": {"kind": "ratings"}}, r"\[schema\] deny\.kind: categorical cannot be made from column 'ratings'"),
+        ({"numeric_restricts": ["title"]}, r"\[schema\] numeric_restricts: numeric cannot be made from column 'title'"),
+        ({"numeric_restricts": ["colour"]}, r"\[schema\] numeric_restricts: there is no column 'colour'"),
+    ],
+)
+def test_a_filter_that_its_column_cannot_give_is_refused(
+    world: World, tmp_path: Path, changes: dict[str, Any], match: str
+) -> None:
+    fails(world, tmp_path, SchemaError, match, schema={**SCHEMA, **changes})
 
 
 def test_no_row_vanishes(world: World, made: Path, report: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from dataflow import embed
 from dataflow.digests import FeatureDigests
 from lockstep.config import EmbedSection
-from lockstep.embeddings import RESTRICTS, read_embeddings
+from lockstep.embeddings import NUMERIC_RESTRICTS, RESTRICTS, read_embeddings
 from lockstep.errors import (
     CorruptArtifactError,
     DataError,
@@ -40,29 +40,62 @@ V7 = ModelVersion(7)
 OTHER = "0" * 64
 
 
-def make_tower(directory: Path, kind: Kind, *, tag: int = 7, stamps: int = 7, length: float = 1.0) -> Path:
-    """A tower: a candidate's vector is along (1, price, letters of its title), a query's along (1, history length)."""
+def make_tower(
+    directory: Path, kind: Kind, *, tag: int = 7, stamps: int = 7, length: float = 1.0, skew: float = 0.0
+) -> Path:
+    """A tower: a candidate's vector is along (1, price, letters of its title), a query's along (1, history length).
+
+    `skew` is what batch embedding adds to a candidate's price, and serving does not.
+    """
     tf = pytest.importorskip("tensorflow")
-    floats, strings = tf.float32, tf.string
+    floats, strings, ids = tf.float32, tf.string, tf.int64
+    tokens = SCHEMA.candidate["title"].max_tokens  # type: ignore[union-attr]
+
+    def signature(*specs: tuple[str, Any, list[int | None]]) -> Any:
+        return tf.function(input_signature=[tf.TensorSpec(shape, dtype, name) for name, dtype, shape in specs])
 
     def stamped(*columns: Any) -> dict[str, Any]:
         vector = length * tf.math.l2_normalize(tf.stack(columns, axis=1), axis=1)
         return {"embedding": vector, "model_version": tf.fill([tf.shape(vector)[0]], tf.constant(stamps, tf.int64))}
 
     class CandidateModule(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None], strings, "title"), tf.TensorSpec([None], floats, "price")])
-        def __call__(self, title: Any, price: Any) -> dict[str, Any]:
-            return stamped(tf.ones_like(price), price, tf.cast(tf.strings.length(title), floats))
+        @signature(("title", strings, [None]), ("price", floats, [None]))
+        def distinct(self, title: Any, price: Any) -> dict[str, Any]:
+            letters = tf.strings.length(title)[:, tf.newaxis]
+            return {"title": tf.cast(tf.pad(letters, [[0, 0], [0, tokens - 1]]), ids), "price": price[:, tf.newaxis]}
+
+        @signature(("title", ids, [None, tokens]), ("price", floats, [None, 1]))
+        def embed_encoded(self, title: Any, price: Any) -> dict[str, Any]:
+            return stamped(tf.ones_like(price[:, 0]), price[:, 0] + skew, tf.cast(title[:, 0], floats))
+
+        @signature(("title", strings, [None]), ("price", floats, [None]))
+        def serve(self, title: Any, price: Any) -> dict[str, Any]:
+            encoded = self.distinct(title, price)
+            return self.embed_encoded(encoded["title"], encoded["price"] - skew)
 
     class QueryModule(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None, None], strings, "history")])
-        def __call__(self, history: Any) -> dict[str, Any]:
+        @signature(("history", strings, [None]))
+        def distinct(self, history: Any) -> dict[str, Any]:
+            return {"history": tf.cast(history != b"", ids)[:, tf.newaxis]}
+
+        @signature(("history", ids, [None, 4]))
+        def embed_encoded(self, history: Any) -> dict[str, Any]:
+            known = tf.cast(tf.reduce_sum(history, axis=1), floats)
+            return stamped(tf.ones_like(known), known)
+
+        @signature(("history", strings, [None, None]))
+        def serve(self, history: Any) -> dict[str, Any]:
             known = tf.reduce_sum(tf.cast(history != b"", floats), axis=1)
             return stamped(tf.ones_like(known), known)
 
     directory.mkdir(parents=True)
     module = CandidateModule() if kind is Kind.CANDIDATE_TOWER else QueryModule()
-    tf.saved_model.save(module, str(directory / "saved_model"), signatures={"serving_default": module.__call__})
+    signatures = {
+        "serving_default": module.serve,
+        "distinct": module.distinct,
+        "embed_encoded": module.embed_encoded,
+    }
+    tf.saved_model.save(module, str(directory / "saved_model"), signatures=signatures)
     (directory / "schema.json").write_bytes(SCHEMA.to_json())
     write_tag(directory, kind, run="r1", schema=SCHEMA.digest, rows=1, model_version=ModelVersion(tag))
     return directory
@@ -78,9 +111,13 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def candidate(identifier: str | None, title: str = "abc", price: float | None = 2.0) -> dict[str, Any]:
-    restricts = [{"namespace": "genre", "allow": [title]}]
-    features = {"title": title, "price": price}
-    return {"id": identifier, "features": features, "restricts": restricts, "crowding_tag": f"by {title}"}
+    return {
+        "id": identifier,
+        "features": {"title": title, "price": price},
+        "restricts": [{"namespace": "genre", "allow": [title], "deny": ["x"]}],
+        "numeric_restricts": [{"namespace": "price", "value": 2.5}],
+        "crowding_tag": f"by {title}",
+    }
 
 
 def write_entities(
@@ -89,6 +126,7 @@ def write_entities(
     queries: list[dict[str, Any]] | None = None,
     *,
     files: int = 1,
+    group: int | None = None,
     rows: int | None = None,
     schema: str = SCHEMA.digest,
 ) -> Path:
@@ -96,7 +134,7 @@ def write_entities(
     types = {
         "candidates": [
             *(("id", pa.string()), ("features", features_type(SCHEMA, "candidate")), ("display", pa.string())),
-            *(("restricts", RESTRICTS), ("crowding_tag", pa.string())),
+            *(("restricts", RESTRICTS), ("numeric_restricts", NUMERIC_RESTRICTS), ("crowding_tag", pa.string())),
         ],
         "queries": [
             *(("id", pa.string()), ("features", features_type(SCHEMA, "query")), ("history", pa.list_(pa.string()))),
@@ -106,22 +144,22 @@ def write_entities(
         (directory / name).mkdir(parents=True)
         for number in range(files):
             part = pa.Table.from_pylist(values[number::files], pa.schema(types[name]))
-            pq.write_table(part, directory / name / f"part-{number:05d}.parquet")
+            pq.write_table(part, directory / name / f"part-{number:05d}.parquet", row_group_size=group)
     total = len(candidates) + len(queries) if rows is None else rows
     write_tag(directory, Kind.ENTITIES, run="r1", schema=schema, rows=total)
     return directory
 
 
-def run(tower: Path, entities: Path, output: Path, side: str = "candidate", **section: int) -> Tag:
+def run(tower: Path, entities: Path, output: Path, side: str = "candidate", snapshot: int = 2, **section: Any) -> Tag:
     return embed.run(
         tower=tower,
         entities=entities,
         output=output,
         side=side,  # type: ignore[arg-type]
         model_version=V7,
-        snapshot=2,
+        snapshot=snapshot,
         run_id="r2",
-        section=EmbedSection(**section),
+        section=EmbedSection(**{"batch_size": 64} | section),
     )
 
 
@@ -144,7 +182,8 @@ def test_a_candidate_row_holds_its_vector_version_digest_restricts_and_crowding_
         "embedding": None,
         "model_version": 7,
         "feature_digest": first["feature_digest"],
-        "restricts": [{"namespace": "genre", "allow": ["abc"]}],
+        "restricts": [{"namespace": "genre", "allow": ["abc"], "deny": ["x"]}],
+        "numeric_restricts": [{"namespace": "price", "value": 2.5}],
         "crowding_tag": "by abc",
     }
     features = pa.array([{"title": "abc", "price": 2.0}], features_type(SCHEMA, "candidate"))
@@ -176,7 +215,7 @@ def test_files_hold_shard_rows_each_whatever_the_batches(
     made = [candidate(f"c{number}", "x" * number) for number in range(10)]
     entities = write_entities(tmp_path / "entities", made, files=2)
     run(towers["candidate"], entities, tmp_path / "out", batch_size=batch_size, shard_rows=4)
-    parts = sorted((tmp_path / "out").glob("*.parquet"))
+    parts = sorted((tmp_path / "out").glob("part-*"))
     assert [part.name for part in parts] == [f"part-{n:05d}-of-00003.parquet" for n in range(3)]
     assert [pq.read_metadata(part).num_rows for part in parts] == [4, 4, 2]
     rows = rows_of(tmp_path / "out", Kind.CANDIDATE_EMBEDDINGS)
@@ -258,7 +297,11 @@ def test_what_a_crash_left_is_replaced_and_a_flipped_byte_is_found(towers: dict[
     fresh_directory(tmp_path / "out")
     (tmp_path / "out" / "part-00000-of-00009.parquet").write_bytes(b"half")
     run(towers["candidate"], entities, tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["part-00000-of-00001.parquet", "tag.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "canaries.parquet",
+        "part-00000-of-00001.parquet",
+        "tag.json",
+    ]
     part = entities / "candidates" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-20] + b"X" + part.read_bytes()[-19:])
     with pytest.raises(CorruptArtifactError, match=r"part-00000\.parquet is corrupt"):

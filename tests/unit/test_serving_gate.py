@@ -109,6 +109,7 @@ class Parts:
         common: dict[str, Any] = {"model_version": V1.model_version, "run_id": "r"}
         build_index.run(
             candidate_embeddings=self[Kind.CANDIDATE_EMBEDDINGS],
+            query_embeddings=self[Kind.QUERY_EMBEDDINGS],
             index=self[Kind.INDEX],
             section=IndexSection(),
             **common,

@@ -9,12 +9,20 @@ import pytest
 
 from lockstep.config import IndexSection
 from lockstep.embeddings import RESTRICTS, VersionedEmbedding, VersionedEmbeddings
-from lockstep.errors import CorruptArtifactError, DataError, RequestError, VersionMismatchError, WrongKindError
+from lockstep.errors import (
+    CorruptArtifactError,
+    DataError,
+    EmbeddingError,
+    InputMismatchError,
+    RequestError,
+    VersionMismatchError,
+    WrongKindError,
+)
 from lockstep.tags import Kind, write_tag
 from lockstep.version import ModelVersion, ReleaseId
 from serving import build_index
-from serving.index import Index, open_index
-from serving.index.scann import ScannIndex
+from serving.index import Index, Restricts, open_index
+from serving.index.scann import ScannTree
 from tests.fakes.stub_releases import write_embeddings
 
 V3 = ReleaseId(ModelVersion(3), 2)
@@ -37,11 +45,16 @@ def make_index(
         values = [t and [{"namespace": n, "allow": a} for n, a in t.items()] for t in tokens]
         restricted = pa.array(values, RESTRICTS)
     write_embeddings(tmp_path / "e", Kind.CANDIDATE_EMBEDDINGS, V3, ids, vectors, restricted=restricted)
+    write_queries(tmp_path / "q", vectors.shape[1])
     build_index.run(
-        candidate_embeddings=tmp_path / "e", index=tmp_path / "i", model_version=V3.model_version, run_id="r",
-        section=section or IndexSection(),
+        candidate_embeddings=tmp_path / "e", query_embeddings=tmp_path / "q", index=tmp_path / "i",
+        model_version=V3.model_version, run_id="r", section=section or IndexSection(),
     )  # fmt: skip
     return open_index(tmp_path / "i", V3.model_version, 2)
+
+
+def write_queries(path: Path, dim: int) -> None:
+    write_embeddings(path, Kind.QUERY_EMBEDDINGS, V3, [f"q{row}" for row in range(200)], unit_rows(200, dim, 99))
 
 
 def of_version(vector: np.ndarray, version: int = 3) -> VersionedEmbedding:
@@ -121,7 +134,7 @@ TOKENS: list[dict[str, list[str]] | None] = [
 )
 def test_restricts_are_and_over_namespaces_and_or_within(tmp_path: Path, asked: dict, rows: set[int]) -> None:
     index = make_index(tmp_path, unit_rows(5, 4, 0), TOKENS)
-    found = index.search(of_version(unit_rows(1, 4, 9)[0]), 10, restricts=asked)
+    found = index.search(of_version(unit_rows(1, 4, 9)[0]), 10, restricts=Restricts(asked))
     assert set(found.ids) == {f"c{row}" for row in rows}
     assert index.namespaces == ("genre", "year")
 
@@ -142,7 +155,7 @@ def test_k_and_dimension_are_checked(tmp_path: Path) -> None:
     index = make_index(tmp_path, unit_rows(5, 4, 0))
     with pytest.raises(RequestError, match="k is 0"):
         index.search(of_version(unit_rows(1, 4, 0)[0]), 0)
-    with pytest.raises(CorruptArtifactError, match="4 floats"):
+    with pytest.raises(EmbeddingError, match=r"shape \(1, 5\), and .* holds vectors of 4 floats"):
         index.search(of_version(unit_rows(1, 5, 0)[0]), 1)
     assert len(index.search(of_version(unit_rows(1, 4, 0)[0]), 99)) == 5
     assert index.search_batch(VersionedEmbeddings(np.empty((0, 4), np.float32), ModelVersion(3)), 1) == []
@@ -151,7 +164,7 @@ def test_k_and_dimension_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["brute_force", "scann"])
 def test_open_checks_version_snapshot_kind_digest_and_bytes(tmp_path: Path, backend: str) -> None:
     index = make_index(tmp_path, unit_rows(300, 8, 0), section=IndexSection(backend=backend))
-    assert index._files.backend == backend
+    assert index.is_exact == (backend == "brute_force")
     with pytest.raises(VersionMismatchError, match=r"v3.*v4"):
         open_index(tmp_path / "i", ModelVersion(4), 2)
     with pytest.raises(VersionMismatchError, match=r"v3\.2.*v3\.1"):
@@ -185,14 +198,17 @@ def test_description_of_another_version_than_the_tag_is_refused(tmp_path: Path) 
 def test_bad_vectors_are_refused(tmp_path: Path, value: float) -> None:
     vectors = unit_rows(6, 4, 0)
     vectors[4] = value
-    with pytest.raises(DataError, match=r"1 of 6 vectors .* 'c4'"):
+    with pytest.raises(EmbeddingError, match=r"candidate embeddings of v3 .* 1 of 6 vectors .* 'c4'"):
         make_index(tmp_path, vectors)
     assert not (tmp_path / "i" / "tag.json").exists()
 
 
 def test_duplicates_and_no_candidates_are_refused(tmp_path: Path) -> None:
     write_embeddings(tmp_path / "e", Kind.CANDIDATE_EMBEDDINGS, V3, ["a", "b", "a"], unit_rows(3, 4, 0))
-    common = {"model_version": V3.model_version, "run_id": "r", "section": IndexSection()}
+    write_queries(tmp_path / "q", 4)
+    common = {
+        "model_version": V3.model_version, "run_id": "r", "section": IndexSection(), "query_embeddings": tmp_path / "q",
+    }  # fmt: skip
     with pytest.raises(DataError, match=r"1 ids come twice, 'a'"):
         build_index.run(candidate_embeddings=tmp_path / "e", index=tmp_path / "i", **common)
     write_embeddings(tmp_path / "none", Kind.CANDIDATE_EMBEDDINGS, V3, [], np.empty((0, 4), np.float32))
@@ -205,10 +221,10 @@ def test_duplicates_and_no_candidates_are_refused(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
-def test_auto_backend_by_size(tmp_path: Path) -> None:
-    index = make_index(tmp_path, unit_rows(300, 8, 0), section=IndexSection(brute_force_max_rows=299))
-    assert index._files.backend == "scann"
-    assert not index.is_exact
+def test_a_small_catalogue_is_searched_exactly(tmp_path: Path) -> None:
+    index = make_index(tmp_path, unit_rows(20_000, 4, 0))
+    assert index.is_exact
+    assert not (tmp_path / "i" / "frontier.json").exists()
 
 
 def test_scann_agrees_with_exact_search_and_survives_a_move(tmp_path: Path) -> None:
@@ -225,7 +241,7 @@ def test_scann_agrees_with_exact_search_and_survives_a_move(tmp_path: Path) -> N
 
     def recall(k: int, token: str | None) -> float:
         keep = np.array([token is None or token in t["p"] for t in tokens])
-        answers = scann.search_batch(queries, k, restricts={"p": {token}} if token else None)
+        answers = scann.search_batch(queries, k, restricts=Restricts({"p": {token}}) if token else None)
         shares = []
         for row, answer in enumerate(answers):
             expected = np.argsort(-np.where(keep, scores[row], -9), kind="stable")[: min(k, keep.sum())]
@@ -258,5 +274,8 @@ def test_a_pickle_in_an_index_is_not_loaded(tmp_path: Path) -> None:
 
     (folder / "scann_docids.pkl").write_bytes(pickle.dumps(RunsCode()))
     with pytest.raises(CorruptArtifactError, match=r"found the pickle scann_docids.pkl, expected none"):
-        ScannIndex(made._files)
+        ScannTree.load(folder, 1, made.rows)
     assert not marker.exists()
+    (folder / "scann_docids.pkl").unlink()
+    with pytest.raises(CorruptArtifactError, match="found a searcher over 50 rows, expected 51 rows"):
+        ScannTree.load(folder, 1, 51)

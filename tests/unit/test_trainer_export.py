@@ -29,6 +29,7 @@ _ALL: dict[str, dict[str, Any]] = {
     "kind": {"type": "categorical"},
     "shelf": {"type": "categorical", "encoding": "hash", "size": 5},
     "name": {"type": "text", "ngrams": 2, "max_tokens": 4},
+    "words": {"type": "text", "columns": ["name"], "ngrams": 1, "max_tokens": 4},
     "price": {"type": "numeric", "log": True},
     "made": {"type": "timestamp"},
     "image": {"type": "vector", "size": 3},
@@ -46,6 +47,7 @@ LEARNED = Learned(
             "maker": ["m1", "m2"],
             "kind": ["x", "y"],
             "name": WORDS,
+            "words": WORDS,
             "tags": ["t1", "t2", "t3"],
             "notes": WORDS,
         }.items()
@@ -58,6 +60,7 @@ FULL = {
     "kind": "y",
     "shelf": "s1",
     "name": "Red, old!",
+    "words": "blue",
     "price": 12.5,
     "made": NOON,
     "image": [0.5, -1.0, 2.0],

@@ -154,6 +154,16 @@ class _Preprocessing(tf.Module):
         words = tf.strings.split(tf.strings.lower(title)).to_tensor("")
         return {"track": self.ids("track", track[:, tf.newaxis], 1), "title": self.ids("title", words, TOKENS)}
 
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string, "history"), tf.TensorSpec([None], tf.float32, "mood")]
+    )
+    def query_distinct(self, history: tf.Tensor, mood: tf.Tensor) -> dict[str, tf.Tensor]:
+        encoded = self.query(history[:, tf.newaxis], mood)
+        return {"history": encoded["history"][:, :1], "mood": encoded["mood"]}
+
+    # A candidate has no sequences.
+    candidate_distinct = candidate
+
 
 def _table(path: Path) -> tf.lookup.StaticHashTable:
     return tf.lookup.StaticHashTable(
@@ -173,8 +183,8 @@ def _write_preprocessing(path: Path, run: str) -> None:
         vocabularies[name].write_text("\n".join(lines) + "\n")
     for side in ("query", "candidate"):
         module = _Preprocessing(side, vocabularies)
-        serve = getattr(module, side).get_concrete_function()
-        tf.saved_model.save(module, str(path / side), signatures={"serving_default": serve})
+        serve, distinct = (getattr(module, name).get_concrete_function() for name in (side, f"{side}_distinct"))
+        tf.saved_model.save(module, str(path / side), signatures={"serving_default": serve, "distinct": distinct})
     (path / "features.json").write_text(json.dumps(FEATURES))
     (path / "schema.json").write_bytes(SCHEMA.to_json())
     write_tag(path, Kind.PREPROCESSING, run=run, schema=SCHEMA.digest, rows=len(IDS) + len(words))

@@ -1,0 +1,70 @@
+"""From written candidates to a finished index: which backend it gets, trained and tuned."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.config import IndexSection
+from lockstep.errors import DataError
+from lockstep.version import ModelVersion
+from serving.index.exact import nearest_rows
+from serving.index.files import QUERIES, SCANN, IndexFilesWriter
+from serving.index.frontier import write_frontier
+
+_EXACT_ROWS = 20_000
+"""Up to here comparing with everything takes a few tenths of a millisecond, misses nothing and needs no tree."""
+_TIMED = 48
+_LOG = logging.getLogger(__name__)
+
+
+def finish_index(
+    writer: IndexFilesWriter,
+    queries: NDArray[np.float32],
+    *,
+    model_version: ModelVersion,
+    snapshot: int,
+    section: IndexSection,
+) -> None:
+    """Write all that an index has beside its candidates, but for its tag.
+
+    Args:
+        writer: with all candidates.
+        queries: [n, dim] of the same version, to tune on; kept, for an index that changes is tuned again.
+
+    Raises:
+        DataError: a tree is to be tuned, and there are no queries.
+    """
+    np.save(writer.directory / QUERIES, queries)
+    backend, parameters = "brute_force", {}
+    if section.backend == "scann" or (section.backend == "auto" and writer.rows > _EXACT_ROWS):
+        if not len(queries):
+            raise DataError(
+                f"there are no query embeddings, and the index of {writer.rows} candidates is tuned on some: "
+                'see the query entities, or set [index] backend = "brute_force"'
+            )
+        from serving.index.scann import build_tuned
+
+        tuned = build_tuned(writer.vectors, queries, section, writer.directory / SCANN)
+        exact = _exact_microseconds(writer.vectors, queries, tuned.chosen.count)
+        write_frontier(writer.directory, tuned, exact, section.target_recall)
+        if section.backend == "auto" and exact <= tuned.chosen.microseconds:
+            _LOG.info("exact search takes %.0f us, ScaNN %.0f: no tree is needed", exact, tuned.chosen.microseconds)
+            shutil.rmtree(writer.directory / SCANN)
+        else:
+            backend, parameters = "scann", tuned.parameters
+    writer.finish(backend, model_version, snapshot, section, parameters)
+    _LOG.info("index of %d candidates written (%s)", writer.rows, backend)
+
+
+def _exact_microseconds(vectors: NDArray[np.float32], queries: NDArray[np.float32], count: int) -> float:
+    times = []
+    for query in queries[:_TIMED]:
+        start = time.perf_counter()
+        next(nearest_rows(vectors, query[None, :], count))
+        times.append(time.perf_counter() - start)
+    return 1e6 * float(np.median(times))

@@ -1,0 +1,240 @@
+"""Tuning: the cheapest search that reaches a recall, found by asking real queries and comparing with exact search.
+
+An approximate search of a tree has two settings. `leaves` says how much of the tree is scanned with quantised vectors,
+`reorder` how many of the best are then scored with their (nearly) raw vectors. Recall and time grow with both, so for
+each `reorder` there is one smallest `leaves` that reaches the target; the cheapest of these pairs is taken, and then
+`reorder` is lowered as long as the target holds.
+
+What is best for 100 results is not for 1,000, and a filtered search asks for more than it returns. So a ladder of
+counts is tuned, and `Ladder.setting` reads between its rungs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.index.exact import exact_scores, nearest_rows
+
+AIM = 0.0025
+"""How far above the target the tuning aims: the middle of the half percent above it."""
+_RATIOS = (8.0, 5.0, 3.5, 2.5, 1.8, 1.3, 1.0)
+"""Candidates scored again for each result."""
+_MORE_RATIOS = (16.0, 32.0, 64.0)
+"""Where none of those is enough, as with few results or few dimensions."""
+_TIE = 1e-6
+_NEAR = 1.2
+"""Of the settings that take at most so much more than the fastest, the one is taken whose recall differs least from
+query to query: few leaves find all of one query's neighbours and none of another's."""
+_ABORT = 1.3
+"""Where a setting takes so much more than the fastest, more leaves only make it worse."""
+_SCOUTS = 400
+"""Queries that look for settings; all of them decide."""
+_RUNG_QUERIES = 150
+_RUNG_FACTORS = (0.1, 1, 4, 16, 64)
+_ROWS_PER_RESULT = 100
+"""A rung of more results than one in so many rows is left to exact search."""
+_log = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+Search = Callable[[Vectors, int, int, int], tuple[Sequence[NDArray[np.integer[Any]]], float]]
+"""(queries, count, leaves, reorder) -> (rows found for each, microseconds a query on one thread)."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting and what was measured of it."""
+
+    count: int
+    leaves: int
+    reorder: int
+    recall: float
+    half_width: float
+    """Of the recall's 95 % confidence interval."""
+    microseconds: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The settings for any number of results, by those of some.
+
+    Args:
+        rungs: by ascending count.
+        exact_microseconds: what an exact scan takes, at [0] whatever it scans and at [1] for each allowed row.
+    """
+
+    rungs: tuple[Point, ...]
+    exact_microseconds: tuple[float, float]
+
+    @property
+    def most(self) -> int:
+        """More results than these are left to exact search."""
+        return self.rungs[-1].count
+
+    def setting(self, count: int) -> tuple[int, int, float]:
+        """Leaves, reorder and microseconds for `count` results, 1 to `most`; between rungs along a power law."""
+        counts = np.log([rung.count for rung in self.rungs])
+        place = math.log(max(count, self.rungs[0].count))
+        leaves, ratio, microseconds = (
+            math.exp(np.interp(place, counts, np.log(values)))
+            for values in (
+                [rung.leaves for rung in self.rungs],
+                [rung.reorder / rung.count for rung in self.rungs],
+                [rung.microseconds for rung in self.rungs],
+            )
+        )
+        reorder = max(count, math.ceil(ratio * max(count, self.rungs[0].count)))
+        return math.ceil(leaves - 1e-9), reorder, microseconds
+
+    def prefers_exact(self, count: int, allowed: int) -> bool:
+        """Whether an exact scan of the allowed rows is cheaper than an approximate search for `count` results."""
+        fixed, each = self.exact_microseconds
+        return count > self.most or fixed + each * allowed <= self.setting(count)[2]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Ladder:
+        """The inverse of `to_json`."""
+        return cls(tuple(Point(**rung) for rung in values["rungs"]), tuple(values["exact_microseconds"]))
+
+
+class Truth:
+    """The exact answers to some queries.
+
+    Args:
+        vectors: [rows, dim].
+        queries: [n, dim].
+        count: how many of the best rows are known.
+        allowed: [n] ascending; None allows all.
+    """
+
+    def __init__(
+        self, vectors: Vectors, queries: Vectors, count: int, allowed: NDArray[np.int64] | None = None
+    ) -> None:
+        self._vectors = vectors
+        self.queries = queries
+        self._best = np.empty((len(queries), count))
+        for place, rows in enumerate(nearest_rows(vectors, queries, count, allowed)):
+            scores = exact_scores(vectors, rows, queries[place : place + 1])
+            self._best[place] = -np.sort(-scores)[:count]
+
+    def recalls(self, found: Iterable[NDArray[np.integer[Any]]], count: int) -> NDArray[np.float64]:
+        """For each query the share of its `count` best that was found; what ties with the last is one of them."""
+        shares = []
+        for place, rows in enumerate(found):
+            scores = exact_scores(self._vectors, rows.astype(np.int64), self.queries[place : place + 1])
+            shares.append(min(int((scores >= self._best[place, count - 1] - _TIE).sum()), count) / count)
+        return np.array(shares)
+
+
+class Tuner:
+    """Tunes one tree.
+
+    Args:
+        search: the tree.
+        leaves: how many it has.
+        target: the recall to reach, of any number of results.
+    """
+
+    def __init__(self, search: Search, leaves: int, target: float) -> None:
+        self._search = search
+        self._leaves = leaves
+        self._aim = min(target + AIM, (1 + target) / 2)
+        self.points: list[Point] = []
+        """All that was measured."""
+
+    def ladder(self, vectors: Vectors, queries: Vectors, k: int) -> tuple[Point, ...]:
+        """Tune for k results with all queries, and for fewer and more with some of them."""
+        truth = Truth(vectors, queries, k)
+        main = self._land(truth, self._cheapest(truth, k, _RATIOS))
+        _log.info("recall@%d %.4f ± %.4f in %.0f us: %d of %d leaves, %d reordered", k, main.recall, main.half_width,
+                  main.microseconds, main.leaves, self._leaves, main.reorder)  # fmt: skip
+        counts = sorted({max(1, int(factor * k)) for factor in _RUNG_FACTORS} - {k})
+        counts = [count for count in counts if count * _ROWS_PER_RESULT <= len(vectors)]
+        rungs = [main]
+        some = Truth(vectors, queries[:_RUNG_QUERIES], max(counts, default=1))
+        for count in counts:
+            ratio = main.reorder / k
+            near = sorted({max(1.0, ratio * factor) for factor in (0.6, 1, 1.7 if count > k else 3)}, reverse=True)
+            rungs.append(self._cheapest(some, count, near, main.leaves))
+        return tuple(sorted(rungs, key=lambda rung: rung.count))
+
+    def around(self, truth_of: Point, vectors: Vectors, queries: Vectors) -> None:
+        """Measure the frontier on both sides of a point, so that a reader sees what more or less recall costs."""
+        truth = Truth(vectors, queries[:_SCOUTS], truth_of.count)
+        for factor in (0.25, 0.5, 2, 4):
+            leaves = min(self._leaves, max(1, round(truth_of.leaves * factor)))
+            self._measure(truth, truth_of.count, leaves, max(truth_of.count, round(truth_of.reorder * factor**0.5)))
+
+    def _measure(self, truth: Truth, count: int, leaves: int, reorder: int, limit: int | None = None) -> Point:
+        queries = truth.queries[:limit]
+        found, microseconds = self._search(queries, count, leaves, reorder)
+        recalls = truth.recalls(found, count)
+        half = 1.96 * float(recalls.std(ddof=1)) / math.sqrt(len(recalls)) if len(recalls) > 1 else 0.0
+        point = Point(count, leaves, reorder, float(recalls.mean()), half, microseconds)
+        self.points.append(point)
+        return point
+
+    def _cheapest(self, truth: Truth, count: int, ratios: Sequence[float], guess: int | None = None) -> Point:
+        """The best pair of settings; where none reaches the aim, the one of most recall."""
+        reached: list[Point] = []
+        missed: list[Point] = []
+        leaves = max(1, guess // 2 if guess else self._leaves // 64)
+        for ratio in (*ratios, *_MORE_RATIOS):
+            if ratio in _MORE_RATIOS and reached:
+                break
+            fastest = min((point.microseconds for point in reached), default=math.inf)
+            found, is_enough = self._fewest_leaves(truth, count, math.ceil(ratio * count), leaves, fastest)
+            if is_enough:
+                # Fewer candidates scored again cannot need fewer leaves.
+                leaves = max(leaves, math.floor(0.9 * found.leaves))
+            (reached if is_enough else missed).append(found)
+        if not reached:
+            return max(missed, key=lambda point: point.recall)
+        fastest = min(point.microseconds for point in reached)
+        return min(
+            (point for point in reached if point.microseconds <= _NEAR * fastest), key=lambda one: one.half_width
+        )
+
+    def _fewest_leaves(self, truth: Truth, count: int, reorder: int, start: int, fastest: float) -> tuple[Point, bool]:
+        """The fewest leaves from `start` on that reach the aim, if they can in not much more than the least time."""
+        low, high = 0, min(start, self._leaves)
+        point = self._measure(truth, count, high, reorder, _SCOUTS)
+        while point.recall < self._aim:
+            if high == self._leaves or point.microseconds > _ABORT * fastest:
+                return point, False
+            low, high = high, min(self._leaves, math.ceil(1.6 * high))
+            point = self._measure(truth, count, high, reorder, _SCOUTS)
+        while high - low > max(1, high // 25):
+            middle = (low + high) // 2
+            tried = self._measure(truth, count, middle, reorder, _SCOUTS)
+            if tried.recall >= self._aim:
+                high, point = middle, tried
+            else:
+                low = middle
+        return point, True
+
+    def _land(self, truth: Truth, start: Point) -> Point:
+        """With all queries: more leaves until the aim is reached, then as few candidates scored again as keep it."""
+        point = self._measure(truth, start.count, start.leaves, start.reorder)
+        while point.recall < self._aim and point.leaves < self._leaves:
+            more = min(self._leaves, point.leaves + max(1, point.leaves // 25))
+            point = self._measure(truth, start.count, more, point.reorder)
+        low, high = start.count - 1, point.reorder
+        while point.recall >= self._aim and high - low > max(1, start.count // 50):
+            middle = (low + high) // 2
+            tried = self._measure(truth, start.count, point.leaves, middle)
+            if tried.recall >= self._aim:
+                high, point = middle, tried
+            else:
+                low = middle
+        return point

@@ -1,0 +1,65 @@
+"""What a vector must be to be indexed or searched for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.embeddings import VersionedEmbeddings
+from lockstep.errors import EmbeddingError, VersionMismatchError
+from lockstep.version import ModelVersion
+
+UNIT_TOLERANCE = 1e-3
+"""How far from 1 the length of a vector may be."""
+
+
+def check_vectors(
+    side: str,
+    embeddings: VersionedEmbeddings,
+    *,
+    model_version: ModelVersion,
+    dim: int,
+    where: object,
+    ids: Callable[[], Sequence[object]] | None = None,
+) -> None:
+    """Refuse vectors of another version or dimension, and such as are not finite or not of unit length.
+
+    Args:
+        side: "query" or "candidate".
+        embeddings: [n, dim].
+        where: the index or file, for the message.
+        ids: gives the [n] ids whose vectors they are, for the message; their places by default.
+
+    Raises:
+        VersionMismatchError: they are of another model version.
+        EmbeddingError: any of the rest.
+    """
+    if embeddings.model_version != model_version:
+        raise VersionMismatchError(
+            f"the {side} embedding",
+            embeddings.model_version,
+            f"the index in {where}",
+            model_version,
+            f"embed it with {model_version}, or take an index of {embeddings.model_version}",
+        )
+    vectors = embeddings.vectors
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        problem = f"they are of shape {vectors.shape}, and {where} holds vectors of {dim} floats"
+        raise EmbeddingError(side, model_version, problem, [], f"embed them with the towers of {model_version}")
+    bad, lengths = _not_unit(vectors)
+    if len(bad):
+        known = ids() if ids is not None else [f"row {row}" for row in range(len(vectors))]
+        names = [known[row] for row in bad[:5].tolist()]
+        problem = (
+            f"{len(bad)} of {len(vectors)} vectors for {where} are not finite and of length 1, the first of length "
+            f"{lengths[bad[0]]:g}"
+        )
+        raise EmbeddingError(side, model_version, problem, names, "look at the training's loss and train again")
+
+
+def _not_unit(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    lengths = np.sqrt(np.vecdot(vectors, vectors, dtype=np.float64))
+    # A comparison with NaN is false, so these are found too.
+    return np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE)), lengths
