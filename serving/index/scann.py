@@ -27,7 +27,7 @@ _SAMPLE = 100_000
 _TUNING_PRODUCTS = 130_000_000_000
 """Multiplications that the exact neighbours of the tuning's queries may cost."""
 _FEWEST_QUERIES = 500
-_TIMED = 48
+_TIMED, _LEAST_TIMED, _TIMED_SECONDS = 64, 8, 0.03
 _LOG = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
@@ -141,8 +141,10 @@ class ScannTree:
 
     def timed_search(self, vectors: Vectors, count: int, leaves: int, reorder: int) -> tuple[list[Rows], float]:
         """`search`, and the median microseconds of single queries."""
-        times = []
+        times: list[float] = []
         for vector in vectors[:_TIMED]:
+            if sum(times) > _TIMED_SECONDS and len(times) > _LEAST_TIMED:
+                break
             start = time.perf_counter()
             self._searcher.search(vector, count, reorder, leaves)
             times.append(time.perf_counter() - start)
@@ -184,22 +186,22 @@ def build_tuned(vectors: Vectors, queries: Vectors, section: IndexSection, direc
     built = time.monotonic()
     _LOG.info("trained in %.1f s; tuning for recall@%d of %g", built - started, k, section.target_recall)
     tuner = Tuner(tree.timed_search, leaves, section.target_recall)
-    rungs = tuner.ladder(vectors, queries, k)
-    chosen = next(rung for rung in rungs if rung.count == k)
-    tuner.around(chosen, vectors, queries)
+    steps = tuner.ladder(vectors, queries, k)
+    chosen = next(step for step in steps if step.count == k)
     tuned = time.monotonic()
     _LOG.info("tuned in %.1f s", tuned - built)
     if chosen.recall < section.target_recall:
         _LOG.warning("no settings reach recall@%d of %g: the best is %.4f", k, section.target_recall, chosen.recall)
-    ladder = Ladder(rungs, exact_microseconds(vectors, k))
+    ladder = Ladder(steps, exact_microseconds(vectors, k))
     parameters = {"leaves": leaves, "threads": section.threads, "ladder": ladder.to_json()}
     points = tuple(point for point in tuner.points if point.count == k)
     return TunedTree(parameters, chosen, points, built - started, tuned - built)
 
 
 def default_leaves(rows: int) -> int:
-    """Leaves of the tree: about 130 rows in each of a mid-sized catalogue, sqrt(rows) of a large one."""
-    return max(1, min(rows // 130, max(1_500, math.isqrt(rows))))
+    """Leaves that did well at 100,000 to a million rows: twice the root of the rows, the root of large catalogues."""
+    root = math.isqrt(rows)
+    return max(1, min(rows // 130, 2 * root, max(1_000, root)))
 
 
 def exact_microseconds(vectors: Vectors, count: int) -> tuple[float, float]:

@@ -6,7 +6,7 @@ each `reorder` there is one smallest `leaves` that reaches the target; the cheap
 `reorder` is lowered as long as the target holds.
 
 What is best for 100 results is not for 1,000, and a filtered search asks for more than it returns. So a ladder of
-counts is tuned, and `Ladder.setting` reads between its rungs.
+counts is tuned, and `Ladder.setting` reads between its steps.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ _RATIOS = (8.0, 5.0, 3.5, 2.5, 1.8, 1.3, 1.0)
 _MORE_RATIOS = (16.0, 32.0, 64.0)
 """Where none of those is enough, as with few results or few dimensions."""
 _TIE = 1e-6
-_NEAR = 1.2
+_NEAR = 1.1
 """Of the settings that take at most so much more than the fastest, the one is taken whose recall differs least from
 query to query: few leaves find all of one query's neighbours and none of another's."""
 _ABORT = 1.3
 """Where a setting takes so much more than the fastest, more leaves only make it worse."""
 _SCOUTS = 400
 """Queries that look for settings; all of them decide."""
-_RUNG_QUERIES = 150
-_RUNG_FACTORS = (0.1, 1, 4, 16, 64)
+_STEP_RESULTS, _FEWEST_QUERIES = 60_000, 40
+"""Results that are looked at to tune another step than that of k: many queries of few results, or few of many."""
+_STEP_FACTORS = (0.1, 1, 4, 16, 64)
 _ROWS_PER_RESULT = 100
-"""A rung of more results than one in so many rows is left to exact search."""
+"""A step of more results than one in so many rows is left to exact search."""
 _log = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
@@ -65,31 +66,31 @@ class Ladder:
     """The settings for any number of results, by those of some.
 
     Args:
-        rungs: by ascending count.
+        steps: by ascending count.
         exact_microseconds: what an exact scan takes, at [0] whatever it scans and at [1] for each allowed row.
     """
 
-    rungs: tuple[Point, ...]
+    steps: tuple[Point, ...]
     exact_microseconds: tuple[float, float]
 
     @property
     def most(self) -> int:
         """More results than these are left to exact search."""
-        return self.rungs[-1].count
+        return self.steps[-1].count
 
     def setting(self, count: int) -> tuple[int, int, float]:
-        """Leaves, reorder and microseconds for `count` results, 1 to `most`; between rungs along a power law."""
-        counts = np.log([rung.count for rung in self.rungs])
-        place = math.log(max(count, self.rungs[0].count))
+        """Leaves, reorder and microseconds for `count` results, 1 to `most`; between steps along a power law."""
+        counts = np.log([step.count for step in self.steps])
+        place = math.log(max(count, self.steps[0].count))
         leaves, ratio, microseconds = (
             math.exp(np.interp(place, counts, np.log(values)))
             for values in (
-                [rung.leaves for rung in self.rungs],
-                [rung.reorder / rung.count for rung in self.rungs],
-                [rung.microseconds for rung in self.rungs],
+                [step.leaves for step in self.steps],
+                [step.reorder / step.count for step in self.steps],
+                [step.microseconds for step in self.steps],
             )
         )
-        reorder = max(count, math.ceil(ratio * max(count, self.rungs[0].count)))
+        reorder = max(count, math.ceil(ratio * max(count, self.steps[0].count)))
         return math.ceil(leaves - 1e-9), reorder, microseconds
 
     def prefers_exact(self, count: int, allowed: int) -> bool:
@@ -104,7 +105,7 @@ class Ladder:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Ladder:
         """The inverse of `to_json`."""
-        return cls(tuple(Point(**rung) for rung in values["rungs"]), tuple(values["exact_microseconds"]))
+        return cls(tuple(Point(**step) for step in values["steps"]), tuple(values["exact_microseconds"]))
 
 
 class Truth:
@@ -158,22 +159,23 @@ class Tuner:
         main = self._land(truth, self._cheapest(truth, k, _RATIOS))
         _log.info("recall@%d %.4f ± %.4f in %.0f us: %d of %d leaves, %d reordered", k, main.recall, main.half_width,
                   main.microseconds, main.leaves, self._leaves, main.reorder)  # fmt: skip
-        counts = sorted({max(1, int(factor * k)) for factor in _RUNG_FACTORS} - {k})
+        self._look_around(truth, main)
+        counts = sorted({max(1, int(factor * k)) for factor in _STEP_FACTORS} - {k})
         counts = [count for count in counts if count * _ROWS_PER_RESULT <= len(vectors)]
-        rungs = [main]
-        some = Truth(vectors, queries[:_RUNG_QUERIES], max(counts, default=1))
+        steps = [main]
         for count in counts:
+            some = queries[: max(_FEWEST_QUERIES, _STEP_RESULTS // count)][:_SCOUTS]
             ratio = main.reorder / k
-            near = sorted({max(1.0, ratio * factor) for factor in (0.6, 1, 1.7 if count > k else 3)}, reverse=True)
-            rungs.append(self._cheapest(some, count, near, main.leaves))
-        return tuple(sorted(rungs, key=lambda rung: rung.count))
+            near = (ratio, max(1.0, 0.6 * ratio)) if count > k else (3 * ratio, ratio)
+            steps.append(self._cheapest(Truth(vectors, some, count), count, near, main.leaves))
+        return tuple(sorted(steps, key=lambda step: step.count))
 
-    def around(self, truth_of: Point, vectors: Vectors, queries: Vectors) -> None:
+    def _look_around(self, truth: Truth, chosen: Point) -> None:
         """Measure the frontier on both sides of a point, so that a reader sees what more or less recall costs."""
-        truth = Truth(vectors, queries[:_SCOUTS], truth_of.count)
         for factor in (0.25, 0.5, 2, 4):
-            leaves = min(self._leaves, max(1, round(truth_of.leaves * factor)))
-            self._measure(truth, truth_of.count, leaves, max(truth_of.count, round(truth_of.reorder * factor**0.5)))
+            leaves = min(self._leaves, max(1, round(chosen.leaves * factor)))
+            reorder = max(chosen.count, round(chosen.reorder * factor**0.5))
+            self._measure(truth, chosen.count, leaves, reorder, _SCOUTS)
 
     def _measure(self, truth: Truth, count: int, leaves: int, reorder: int, limit: int | None = None) -> Point:
         queries = truth.queries[:limit]

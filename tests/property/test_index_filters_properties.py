@@ -109,8 +109,8 @@ def made() -> Iterator[Made]:
         # Over-fetching as in a catalogue of millions: exact scans count as dear up to 60 results.
         overfetching = open_index(path / "scann", V5.model_version, 1)
         assert isinstance(overfetching, ScannIndex)
-        rungs = tuple(Point(count, 1, 2 * count, 1.0, 0.0, 1.0) for count in (1, 60))
-        ladder = Ladder(rungs, (1e9, 1e9))
+        steps = tuple(Point(count, 1, 2 * count, 1.0, 0.0, 1.0) for count in (1, 60))
+        ladder = Ladder(steps, (1e9, 1e9))
         overfetching._tree = ExactTree(vectors)  # type: ignore[assignment]
         overfetching._setting, overfetching._prefers_exact = ladder.setting, ladder.prefers_exact  # type: ignore[assignment]
         yield Made(rows, vectors, {"brute_force": brute_force, "scanning": scanning, "overfetching": overfetching})

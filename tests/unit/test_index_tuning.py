@@ -65,7 +65,7 @@ def test_lands_within_half_a_percent_above_the_target_at_near_the_least_time(
     tree = FormulaTree(vectors, a, b, c)
     tuner = Tuner(tree, LEAVES, target)
     k = 50
-    chosen = next(rung for rung in tuner.ladder(vectors, queries, k) if rung.count == k)
+    chosen = next(step for step in tuner.ladder(vectors, queries, k) if step.count == k)
     assert target <= chosen.recall <= target + 0.005
     assert chosen.recall == pytest.approx(tree.recall(k, chosen.leaves, chosen.reorder), abs=2e-3)
     best = min(
@@ -81,16 +81,16 @@ def test_lands_within_half_a_percent_above_the_target_at_near_the_least_time(
 def test_a_target_that_cannot_be_reached_gives_the_best_there_is() -> None:
     vectors, queries = unit_rows(ROWS, 1), unit_rows(100, 2)
     tree = FormulaTree(vectors, a=200, b=1.0, c=0.1)
-    chosen = next(rung for rung in Tuner(tree, LEAVES, 0.95).ladder(vectors, queries, 20) if rung.count == 20)
+    chosen = next(step for step in Tuner(tree, LEAVES, 0.95).ladder(vectors, queries, 20) if step.count == 20)
     assert chosen.leaves == LEAVES
     assert chosen.recall == pytest.approx(1 - math.exp(-2), abs=5e-3)
 
 
 def test_the_ladder_has_a_rung_for_fewer_and_for_more_results_as_far_as_the_catalogue_goes() -> None:
     vectors, queries = unit_rows(ROWS, 1), unit_rows(100, 2)
-    rungs = Tuner(FormulaTree(vectors, 40, 0.5, 0.1), LEAVES, 0.9).ladder(vectors, queries, 20)
-    assert [rung.count for rung in rungs] == [2, 20, 80]
-    assert all(rung.recall >= 0.9 for rung in rungs)
+    steps = Tuner(FormulaTree(vectors, 40, 0.5, 0.1), LEAVES, 0.9).ladder(vectors, queries, 20)
+    assert [step.count for step in steps] == [2, 20, 80]
+    assert all(step.recall >= 0.9 for step in steps)
 
 
 LADDER = Ladder(

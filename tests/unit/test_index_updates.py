@@ -271,6 +271,8 @@ def test_what_cannot_be_compared_is_refused_and_changes_nothing(tmp_path: Path, 
         (batch("x", "y"), "1 vectors for 2 candidates"),
         (batch(""), "1 of 1 changes have no candidate id"),
         (batch(None), "1 of 1 changes have no candidate id"),
+        (pa.RecordBatch.from_pydict({"name": ["x"]}), "1 of 1 changes have no candidate id"),
+        (pa.RecordBatch.from_pydict({"id": ["x"], "restricts": [3]}), "column 'restricts' of the change is no list"),
     ):
         with pytest.raises(DataError, match=message):
             index.upsert(embeddings(one), candidates)

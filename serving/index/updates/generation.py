@@ -44,6 +44,10 @@ class Generation:
             self.index = ScannIndex(self.candidates, self._tree, Ladder.from_json(files.parameters["ladder"]))
         else:
             self.index = BruteForceIndex(self.candidates)
+        steps = files.parameters["ladder"]["steps"] if files.backend == "scann" else []
+        built = [step["recall"] for step in steps if step["count"] == files.section.k]
+        self.least_recall = min([files.section.target_recall, *built])
+        """Below it, it is not as good as when it was built."""
         self.changed = self._checked = 0
         self.log = ChangeLog(log, log_header(files))
 

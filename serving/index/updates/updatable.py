@@ -20,6 +20,7 @@ import shutil
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lockstep.embeddings import VersionedEmbeddings
-from lockstep.errors import DataError, InputMismatchError, StorageError
+from lockstep.errors import CorruptArtifactError, DataError, InputMismatchError, StorageError
 from lockstep.tags import read_tag
 from lockstep.version import ModelVersion
 from serving.index.base import Index, Neighbours, Rows
@@ -48,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 class UpdatableIndex(Index):
-    """The candidates of one release and what became of them since; .
+    """The candidates of one release and what became of them since.
 
     Args:
         path: the release's index.
@@ -120,22 +121,17 @@ class UpdatableIndex(Index):
         Raises:
             VersionMismatchError: the vectors are of another version.
             EmbeddingError: of another dimension, or not finite and of unit length.
-            DataError: an id is missing or comes twice, or there are not as many as vectors.
+            DataError: an id is missing or comes twice, there are not as many as vectors, or a column has another type.
         """
-        ids = candidates.column("id")
-        check_vectors(
-            "candidate",
-            embeddings,
-            model_version=self.model_version,
-            dim=self.dim,
-            where=self._folder,
-            ids=ids.to_pylist,
-        )
         if len(embeddings) != len(candidates):
             raise DataError(f"{len(embeddings)} vectors for {len(candidates)} candidates: give one for each")
-        _check_ids(ids)
-        if len(ids):
-            self._change("U", _upserts(embeddings.vectors, candidates))
+        names = candidates.column("id").to_pylist if "id" in candidates.schema.names else None
+        version, dim = self.model_version, self.dim
+        check_vectors("candidate", embeddings, model_version=version, dim=dim, where=self._folder, ids=names)
+        batch = _upserts(embeddings.vectors, candidates)
+        _check_ids(batch.column("id"))
+        if len(batch):
+            self._change("U", batch)
 
     def remove(self, ids: Collection[str]) -> None:
         """Remove candidates; those that are not there stay absent."""
@@ -235,9 +231,8 @@ class UpdatableIndex(Index):
         try:
             share = generation.changed / max(1, generation.candidates.base_rows)
             recall = self.recall()
-            target = generation.files.section.target_recall
-            _log.info("%.1f %% changed, recall %.4f (target %g)", 100 * share, recall, target)
-            if share >= REBUILD_SHARE or recall < target:
+            _log.info("%.1f %% changed, recall %.4f (target %g)", 100 * share, recall, generation.least_recall)
+            if share >= REBUILD_SHARE or recall < generation.least_recall:
                 self.rebuild()
             self.failure = None
         except Exception as error:
@@ -253,12 +248,17 @@ def _upserts(vectors: NDArray[np.float32], candidates: pa.RecordBatch) -> pa.Rec
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
     columns = {"embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
     for field in schema:
-        if field.name not in columns:
-            given = field.name in candidates.schema.names
-            columns[field.name] = (
-                candidates.column(field.name).cast(field.type) if given else pa.nulls(len(vectors), field.type)
-            )
-    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+        if field.name in candidates.schema.names and field.name not in columns:
+            try:
+                columns[field.name] = candidates.column(field.name).cast(field.type)
+            except pa.ArrowException as error:
+                raise DataError(f"column {field.name!r} of the change is no {field.type}: {error}") from error
+        elif field.name not in columns:
+            columns[field.name] = pa.nulls(len(vectors), field.type)
+    try:
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+    except pa.ArrowException as error:
+        raise DataError(f"the change is unusable: {error}") from error
 
 
 def _check_ids(ids: pa.Array) -> None:
@@ -270,7 +270,7 @@ def _check_ids(ids: pa.Array) -> None:
         raise DataError(f"{len(twice)} ids come twice in one change, {twice[0]!r} among them: give each once")
 
 
-def _hold(folder: Path):  # type: ignore[no-untyped-def]
+def _hold(folder: Path) -> TextIO:
     held = (folder / "lock").open("w")
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -285,6 +285,8 @@ def _current(folder: Path, first: str) -> int:
         current = json.loads((folder / _CURRENT).read_bytes())
     except FileNotFoundError:
         return 0
+    except ValueError as error:
+        raise CorruptArtifactError(folder / _CURRENT, f"unreadable text ({error})", "a generation") from error
     if current["first"] != first:
         raise InputMismatchError("index", folder, current["first"][:12], "the release", first[:12])
     return int(current["generation"])
