@@ -154,7 +154,6 @@ def write_tag(
         inputs: the tags of the artifacts that this one was made from, by role.
         now: the moment of writing; the clock's by default.
     """
-    (directory / UNFINISHED).unlink(missing_ok=True)
     files = {}
     for path in _files(directory):
         with path.open("rb") as file:
@@ -173,6 +172,8 @@ def write_tag(
         created_at=(now or datetime.now(UTC)).isoformat(timespec="milliseconds"),
     )
     write_atomically(directory / TAG_FILE, tag.to_json())
+    # Not before: a folder with neither mark nor tag would be taken for somebody else's.
+    (directory / UNFINISHED).unlink(missing_ok=True)
     return tag
 
 
@@ -255,6 +256,5 @@ def verify_files(directory: Path, tag: Tag) -> None:
 
 
 def _files(directory: Path) -> list[Path]:
-    return sorted(
-        path for path in directory.rglob("*") if path.is_file() and path.relative_to(directory).as_posix() != TAG_FILE
-    )
+    marks = (directory / TAG_FILE, directory / UNFINISHED)
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path not in marks)

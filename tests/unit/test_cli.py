@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipelines.cli import main
+from pipelines.query import parse_restricts
+from serving.index import Comparison, Restricts
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = str(ROOT / "configs" / "demo.toml")
@@ -39,7 +41,7 @@ def test_help_takes_less_than_a_second() -> None:
 
 def test_help_lists_every_command() -> None:
     output = invoke("--help").output
-    for command in ("compile", "examples", "export-candidates", "query", "releases", "run", "submit", "tune"):
+    for command in ("compile", "examples", "export-candidates", "query", "releases", "run", "skew", "submit", "tune"):
         assert f"\n  {command} " in output
         assert invoke(command, "--help").exit_code == 0
 
@@ -58,6 +60,18 @@ def test_help_lists_every_command() -> None:
         (["compile", "--config", DEMO, "--output", "x.txt"], "--output is x.txt: name a .yaml file."),
         (["compile", "--config", DEMO, "--root", ""], "[run] root = '': string should have at least 1 character"),
         (["query", "--entity", "a", "-k", "0"], "0 is not in the range 1<=x<=10000"),
+        (
+            ["query", "--entity", "a", "--restrict", "genre"],
+            "--restrict 'genre': write NAMESPACE=TOKEN, such as genre=rock",
+        ),
+        (["query", "--entity", "a", "--deny", "=x"], "--deny '=x': write NAMESPACE=TOKEN"),
+        (
+            ["query", "--entity", "a", "--number", "year"],
+            "--number 'year': write a namespace, one of < <= = >= > !=, a",
+        ),
+        (["query", "--entity", "a", "--number", "year>new"], "--number 'year>new': write a namespace"),
+        (["query", "--entity", "a", "--number", "year>nan"], "'year' is compared with nan: give a finite number"),
+        (["query", "--entity", "a", "--per-crowding-tag", "0"], "0 is not in the range x>=1"),
         (["submit", "--config", DEMO, "--to", "kfp"], "Error: --to kfp needs --host"),
         (["submit", "--config", DEMO, "--to", "vertex"], "Error: --to vertex needs --project."),
         (
@@ -101,3 +115,19 @@ def test_compile_writes_the_configuration_into_the_pipeline(tmp_path: Path) -> N
 def test_the_version_is_the_changelogs_latest() -> None:
     latest = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1].split()[0]
     assert invoke("--version").output == f"lockstep, version {latest}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "comparison"),
+    [
+        ("year>=1990", ("year", "GREATER_EQUAL", 1990.0)),
+        ("year <= -1.5e2", ("year", "LESS_EQUAL", -150.0)),
+        ("a-b!=0", ("a-b", "NOT_EQUAL", 0.0)),
+        ("year<3", ("year", "LESS", 3.0)),
+        ("year>3", ("year", "GREATER", 3.0)),
+        ("year=3", ("year", "EQUAL", 3.0)),
+    ],
+)
+def test_numbers_are_compared_as_they_are_written(text: str, comparison: tuple[str, str, float]) -> None:
+    asked = parse_restricts(["genre=a", "genre=b", "mood=c=d"], ["genre=e"], [text])
+    assert asked == Restricts({"genre": {"a", "b"}, "mood": {"c=d"}}, {"genre": {"e"}}, (Comparison(*comparison),))

@@ -75,7 +75,8 @@ def test_errors_of_a_job_reach_the_caller_as_they_are(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--debug", *arguments])
     assert isinstance(result.exception, ReleaseError)
     arguments = ["build_index", "--run", "r", "--model-version", "1", "--config", str(config)]
-    arguments += ["--candidate-embeddings", str(tmp_path / "none"), "--ann-index", str(tmp_path / "index")]
+    arguments += ["--candidate-embeddings", str(tmp_path / "none"), "--query-embeddings", str(tmp_path / "none")]
+    arguments += ["--ann-index", str(tmp_path / "index")]
     result = CliRunner().invoke(main, ["--debug", *arguments])
     assert isinstance(result.exception, IncompleteArtifactError), result.output
     assert not (tmp_path / "index" / "tag.json").exists()
@@ -99,6 +100,7 @@ def test_an_output_may_not_overlap_what_is_read(tmp_path: Path) -> None:
     for output in ("embeddings", "embeddings/deeper", "."):
         arguments = ["build_index", "--run", "r", "--model-version", "1", "--config", str(config)]
         arguments += ["--candidate-embeddings", str(tmp_path / "embeddings"), "--ann-index", str(tmp_path / output)]
+        arguments += ["--query-embeddings", str(tmp_path / "queries")]
         result = CliRunner().invoke(main, arguments)
         assert "overlap: give each its own folder." in result.output
         assert (tmp_path / "embeddings" / "tag.json").exists()

@@ -153,3 +153,21 @@ def test_only_what_is_ours_is_emptied_for_an_output(tmp_path: Path) -> None:
     assert list(tag.files) == ["data"]
     fresh_directory(tmp_path / "a")  # an attempt that ended
     assert not (tmp_path / "a" / "data").exists()
+
+
+def test_a_step_killed_while_it_writes_the_tag_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh_directory(tmp_path / "a")
+    (tmp_path / "a" / "data").write_bytes(b"x")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lockstep.tags.write_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_tag(tmp_path / "a", Kind.INDEX, run="r", schema="s", rows=1)
+    fresh_directory(tmp_path / "a")
+    tag = write_tag(tmp_path / "a", Kind.INDEX, run="r", schema="s", rows=0)
+    assert (tag.files, sorted(path.name for path in (tmp_path / "a").iterdir())) == ({}, ["tag.json"])
