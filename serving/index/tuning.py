@@ -216,27 +216,49 @@ class Tuner:
                 return point, False
             low, high = high, min(self._leaves, math.ceil(1.6 * high))
             point = self._measure(truth, count, high, reorder, _SCOUTS)
-        while high - low > max(1, high // 25):
-            middle = (low + high) // 2
-            tried = self._measure(truth, count, middle, reorder, _SCOUTS)
-            if tried.recall >= self._aim:
-                high, point = middle, tried
-            else:
-                low = middle
-        return point, True
+        return self._least(
+            point, lambda tried: self._measure(truth, count, tried, reorder, _SCOUTS), low, high, max(1, high // 25)
+        ), True
 
     def _land(self, truth: Truth, start: Point) -> Point:
-        """With all queries: more leaves until the aim is reached, then as few candidates scored again as keep it."""
+        """With all queries: as many leaves as reach the aim, and then as little as keeps it of one and the other."""
         point = self._measure(truth, start.count, start.leaves, start.reorder)
         while point.recall < self._aim and point.leaves < self._leaves:
             more = min(self._leaves, point.leaves + max(1, point.leaves // 25))
             point = self._measure(truth, start.count, more, point.reorder)
-        low, high = start.count - 1, point.reorder
-        while point.recall >= self._aim and high - low > max(1, start.count // 50):
+        if point.recall < self._aim:
+            return point
+        point = self._fewest_reordered(truth, point)
+        if point.reorder <= point.count + point.count // 50:  # there is no less, so that there may still be leaves to spare
+            count, reorder = point.count, point.reorder
+            point = self._least(point, lambda tried: self._measure(truth, count, tried, reorder), 0, point.leaves, 1)
+            fewer = self._measure(truth, count, max(1, point.leaves - 1), 2 * count)
+            if fewer.recall >= self._aim:
+                point = self._fewest_reordered(truth, fewer)
+        return point
+
+    def _fewest_reordered(self, truth: Truth, point: Point) -> Point:
+        count, leaves = point.count, point.leaves
+        return self._least(
+            point,
+            lambda tried: self._measure(truth, count, leaves, tried),
+            count - 1,
+            point.reorder,
+            max(1, count // 50),
+        )
+
+    def _least(self, known: Point, measure: Callable[[int], Point], low: int, high: int, tolerance: int) -> Point:
+        """The point of the least setting that reaches the aim, by bisection.
+
+        Args:
+            known: the point of `high`, which reaches it.
+            low: a setting that does not.
+        """
+        while high - low > tolerance:
             middle = (low + high) // 2
-            tried = self._measure(truth, start.count, point.leaves, middle)
+            tried = measure(middle)
             if tried.recall >= self._aim:
-                high, point = middle, tried
+                high, known = middle, tried
             else:
                 low = middle
-        return point
+        return known

@@ -57,7 +57,7 @@ class FormulaTree:
 
 
 @pytest.mark.parametrize("target", [0.8, 0.9, 0.97, 0.99])
-@pytest.mark.parametrize(("a", "b", "c"), [(40, 0.5, 0.1), (60, 1.0, 0.5), (20, 0.4, 0.02)])
+@pytest.mark.parametrize(("a", "b", "c"), [(40, 0.5, 0.1), (60, 1.0, 0.5), (20, 0.4, 0.02), (30, 0.2, 5.0)])
 def test_lands_within_half_a_percent_above_the_target_at_near_the_least_time(
     target: float, a: float, b: float, c: float
 ) -> None:
