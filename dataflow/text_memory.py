@@ -28,7 +28,9 @@ class TextMemory:
     def __init__(self, splits: bool, length: int) -> None:
         self.splits, self._length = splits, length
         self._rows: dict[bytes, int] = {}
-        self._known = np.empty((0, length), np.int32)
+        # The ids of all known pieces one after the other, and of each piece where its own begin and how many they are.
+        self._known = np.empty(0, np.int32)
+        self._starts = np.empty(0, np.int64)
         self._counts = np.empty(0, np.int64)
         self._places = np.empty(0, np.int64)
         self._begins = np.zeros(1, np.int64)
@@ -44,15 +46,15 @@ class TextMemory:
             The pieces, as bytes, whose ids are to be learnt.
         """
         if len(self._rows) > remembered:
-            self._rows, self._known, self._counts = {}, self._known[:0], self._counts[:0]
+            self._rows, self._known = {}, self._known[:0]
+            self._starts, self._counts = self._starts[:0], self._counts[:0]
         pieces, self._begins = self._pieces(texts)
-        encoded = pieces.dictionary_encode()
-        distinct = encoded.dictionary.cast(pa.binary()).to_numpy(zero_copy_only=False)
+        distinct = pieces.dictionary.cast(pa.binary()).to_numpy(zero_copy_only=False)
         found = list(map(self._rows.get, distinct))
         unseen = [number for number, row in enumerate(found) if row is None]
         for row, number in enumerate(unseen, start=len(self._rows)):
             found[number] = self._rows[distinct[number]] = row
-        self._places = np.array(found, np.int64)[encoded.indices.to_numpy()]
+        self._places = np.array(found, np.int64)[pieces.indices.to_numpy()]
         return distinct[unseen]
 
     def ids(self, learnt: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -65,29 +67,28 @@ class TextMemory:
             [texts, length] ids.
         """
         if len(learnt):
-            self._known = np.concatenate([self._known, learnt.astype(np.int32)])
-            self._counts = np.concatenate([self._counts, np.count_nonzero(learnt, axis=1)])
-        if not self.splits:
-            return self._known[self._places]
+            present = learnt != 0
+            counts = np.count_nonzero(present, axis=1)
+            self._starts = np.concatenate([self._starts, len(self._known) + np.cumsum(counts) - counts])
+            self._counts = np.concatenate([self._counts, counts])
+            self._known = np.concatenate([self._known, learnt[present].astype(np.int32)])
         counts = self._counts[self._places]
         ends = np.concatenate([[0], np.cumsum(counts)])
-        # Of every id that stands somewhere, the piece it is of and its place in that piece.
-        of = np.repeat(np.arange(len(counts)), counts)
-        flat = self._known[self._places[of], np.arange(len(of)) - ends[of]]
+        # The ids of all texts one after the other: where each piece's begin, and how far its k-th is from there.
+        flat = self._known[np.repeat(self._starts[self._places] - ends[:-1], counts) + np.arange(ends[-1])]
         first, stop = ends[self._begins[:-1]], ends[self._begins[1:]]
         at = first[:, None] + np.arange(self._length)
-        padded: NDArray[np.int32] = np.append(flat, np.int32(0))[np.where(at < stop[:, None], at, len(flat))]
+        padded = np.zeros((len(first), self._length), np.int32)
+        stands = at < stop[:, None]
+        padded[stands] = flat[at[stands]]
         return padded
 
-    def _pieces(self, texts: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+    def _pieces(self, texts: pa.Array) -> tuple[pa.DictionaryArray, NDArray[np.int64]]:
         """All pieces, and [texts + 1] where each text's begin."""
-        if not self.splits or _reads_parts_only(texts):
-            return texts, np.arange(len(texts) + 1)
-        split = pc.split_pattern(texts, " ")
-        return split.values, split.offsets.to_numpy().astype(np.int64)
-
-
-def _reads_parts_only(texts: pa.Array) -> bool:
-    """Whether a text among them ends early for the saved graph: beyond MAX_BYTES of dataflow.text, or at a NUL."""
-    longest = pc.max(pc.binary_length(texts)).as_py() or 0
-    return longest > _LONGEST or bool(pc.any(pc.match_substring(texts, "\0")).as_py())
+        if self.splits and (pc.max(pc.binary_length(texts)).as_py() or 0) <= _LONGEST:
+            split = pc.split_pattern(texts, " ")
+            pieces = split.values.dictionary_encode()
+            if not pc.any(pc.match_substring(pieces.dictionary, "\0")).as_py():
+                return pieces, split.offsets.to_numpy().astype(np.int64)
+        # The saved graph reads less of a text that is longer than MAX_BYTES of dataflow.text, or has a NUL in it.
+        return texts.dictionary_encode(), np.arange(len(texts) + 1)

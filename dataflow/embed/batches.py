@@ -72,15 +72,11 @@ class BatchTower:
 
 
 class BatchEmbedder:
-    """Makes rows of an embeddings file; `digest`, `encode` and `embed` may run on a thread each."""
+    """Makes rows of an embeddings file; `encode` and `embed` may run on a thread each."""
 
     def __init__(self, side: Side, tower: BatchTower, dtype: Dtype) -> None:
         self._side, self._tower, self._dtype = side, tower, dtype
         self._digests = FeatureDigests()
-
-    def digest(self, entities: pa.RecordBatch) -> pa.Array:
-        """The digests of a batch's features."""
-        return self._digests.of(entities.column("features"))
 
     def encode(self, entities: pa.RecordBatch) -> dict[str, NDArray[Any]]:
         """The encoded features of a batch."""
@@ -104,8 +100,8 @@ class BatchEmbedder:
         return rows, proposed(entities, digests, rounded)
 
     def whole(self, entities: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.Table]:
-        """All three steps."""
-        return self.embed(entities, self.digest(entities), self.encode(entities))
+        """Digests, and both steps."""
+        return self.embed(entities, self._digests.of(entities.column("features")), self.encode(entities))
 
 
 def is_out_of_memory(error: Exception) -> bool:

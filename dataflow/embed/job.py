@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataflow.digests import FeatureDigests
 from dataflow.embed.batches import EMBEDDINGS, READ_ROWS, TOWERS, BatchEmbedder, BatchTower
 from dataflow.embed.canaries import difference, few
 from dataflow.embed.probing import find_batch_size, share_cores
@@ -32,6 +33,8 @@ CANARY_TOLERANCE = {"float32": 1e-4, "float16": 1e-3}
 """Largest difference of one coordinate between the file and what serving makes of the same features, in other batches
 and so with other roundings."""
 _SAY_EVERY_SECONDS = 5.0
+_ROOM = 2**26
+"""Bytes of entities that are read while the tower is loaded."""
 _log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 
@@ -176,11 +179,12 @@ class _Job:
         """Make files in this process."""
         if not shards:
             return
-        batch_tower = BatchTower(self.loaded, self.folder.batch_size(self.probe))
-        embedder = BatchEmbedder(self.plan.side, batch_tower, self.plan.dtype)
         progress = _Progress(sum(stop - start for start, stop in map(self.plan.span, shards)), FOLDERS[self.plan.side])
-        size = max(READ_ROWS, batch_tower.batch_size)
-        digested = ((shard, batch, embedder.digest(batch)) for shard, batch in self.read(shards, size))
+        digests = FeatureDigests()
+        read = self.read(shards, max(READ_ROWS, self.plan.batch_size or 0))
+        embedder, digested = _meanwhile(
+            self.embedder, ((shard, batch, digests.of(batch.column("features"))) for shard, batch in read)
+        )
         encoded = ((*item, embedder.encode(item[1])) for item in _ahead(digested))
         embedded = ((shard, embedder.embed(*batch)) for shard, *batch in _ahead(encoded))
         for shard, items in groupby(_ahead(embedded), key=lambda item: item[0]):
@@ -193,10 +197,16 @@ class _Job:
             for batch in self.rows.read(str(self.entities.path), *self.plan.span(shard), size):
                 yield shard, batch
 
-    def probe(self) -> int:
-        """The batch size that is fastest on this machine, tried on the first rows."""
-        first = next(self.rows.read(str(self.entities.path), 0, self.plan.rows, READ_ROWS))
-        return find_batch_size(self.loaded, BatchTower(self.loaded, 1).encode(first.column("features")))
+    def embedder(self) -> BatchEmbedder:
+        """What embeds, with the batch size that was set or that is fastest here, tried on the first rows."""
+        tower = BatchTower(self.loaded, 1)
+
+        def find() -> int:
+            first = next(self.rows.read(str(self.entities.path), 0, self.plan.rows, READ_ROWS))
+            return find_batch_size(self.loaded, tower.encode(first.column("features")))
+
+        tower.batch_size = self.folder.batch_size(find)
+        return BatchEmbedder(self.plan.side, tower, self.plan.dtype)
 
     def check(self) -> None:
         """Look at all files together, and record the canaries.
@@ -208,18 +218,25 @@ class _Job:
         written = sum(pq.read_metadata(path).num_rows for path in self.folder.path.glob("part-*.parquet"))
         if written != self.plan.rows:
             raise CorruptArtifactError(self.folder.path, f"{written} rows", f"{self.plan.rows} entities")
-        twice = _twice(self.folder.path)
-        if twice:
-            raise self.error("an id stands in several entities", twice, "rerun generate_examples")
-        file = self.folder.path / "canaries.parquet"
-        if not file.exists():
-            canaries = few(self.folder.canaries())
-            apart = difference(canaries, self.loaded)
-            if not apart <= CANARY_TOLERANCE[self.plan.dtype]:
-                found = f"serving makes vectors that differ by {apart:.1e}"
-                raise self.error(found, canaries.column("id").to_pylist(), "train the tower again")
-            pq.write_table(canaries, file)
+        with ThreadPoolExecutor(1, "embed-check") as pool:
+            canaries = pool.submit(self.check_canaries)
+            twice = _twice(self.folder.path)
+            if twice:
+                raise self.error("an id stands in several entities", twice, "rerun generate_examples")
+            canaries.result()
         self.folder.remove_hidden()
+
+    def check_canaries(self) -> None:
+        """Hold the canaries against what serving makes of them, and record them."""
+        file = self.folder.path / "canaries.parquet"
+        if file.exists():
+            return
+        canaries = few(self.folder.canaries())
+        apart = difference(canaries, self.loaded)
+        if not apart <= CANARY_TOLERANCE[self.plan.dtype]:
+            found = f"serving makes vectors that differ by {apart:.1e}"
+            raise self.error(found, canaries.column("id").to_pylist(), "train the tower again")
+        pq.write_table(canaries, file)
 
     def error(self, problem: str, examples: list[Any], remedy: str) -> EmbeddingError:
         """A reason to refuse the whole."""
@@ -255,6 +272,18 @@ class _Progress:
             rate = self._done / max(now - self._started, 1e-9)
             _log.info("embedded %d of %d %s, %.0f rows/s", self._done, self._rows, self._what, rate)
         return batch
+
+
+def _meanwhile(
+    make: Callable[[], BatchEmbedder], batches: Iterator[tuple[int, pa.RecordBatch, pa.Array]]
+) -> tuple[BatchEmbedder, Iterator[tuple[int, pa.RecordBatch, pa.Array]]]:
+    """Make something on another thread, and take batches as long as that lasts: they are the first of all that come."""
+    with ThreadPoolExecutor(1, "embed-load") as pool:
+        made, first, held = pool.submit(make), [], 0
+        while not made.done() and held < _ROOM and (item := next(batches, None)):
+            first.append(item)
+            held += item[1].nbytes
+        return made.result(), chain(first, batches)
 
 
 def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataflow.embed.batches import is_out_of_memory
+from dataflow.embed.batches import READ_ROWS, is_out_of_memory
 from lockstep.towers import Tower
 
-SMALLEST, LARGEST = 1_024, 1_048_576
+SMALLEST, LARGEST = 1_024, READ_ROWS
+"""Batches that are tried; no more than this is read and encoded at once."""
 _WORTH = 1.05
 """A batch twice as large must be so much faster to be taken."""
-_SECONDS = 0.05
+_SECONDS = 0.02
 """Of trying one size, at least."""
 _SHARE = 0.5
 """Of the memory that is free, what a batch may take."""

@@ -41,6 +41,9 @@ _REPEATING = [
 """Columns, as Parquet names them, that dictionaries and compression make smaller; vectors, ids and digests they do not,
 and trying to would take longer than all else about writing."""
 
+_VALUES_AT_ONCE = 65_536
+"""Arrow's 1,024 are few vectors."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -177,7 +180,14 @@ def write_shard(
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, compression=dict.fromkeys(_REPEATING, "zstd"), use_dictionary=_REPEATING)
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression=dict.fromkeys(_REPEATING, "zstd"),
+        use_dictionary=_REPEATING,
+        write_statistics=["id", "model_version"],
+        write_batch_size=_VALUES_AT_ONCE,
+    )
 
 
 def _json(plan: Plan) -> bytes:

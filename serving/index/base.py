@@ -178,8 +178,8 @@ class Index(ABC):
 
     def _check(self, queries: VersionedEmbeddings, k: int, per_crowding_tag: int | None) -> None:
         check_vectors("query", queries, model_version=self.model_version, dim=self.dim, where=self._candidates.path)
-        if k < 1:
-            raise RequestError(f"k is {k}: ask for at least one candidate")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise RequestError(f"k is {k}: ask for at least one candidate, in whole numbers")
         if per_crowding_tag is not None and per_crowding_tag < 1:
             raise RequestError(f"per_crowding_tag is {per_crowding_tag}: allow at least one candidate of a tag")
 
@@ -196,23 +196,26 @@ class Index(ABC):
         allowed = self._candidates.allowed(restricts)
         available = self.rows if allowed is None else allowed.count
         found = [Neighbours((), np.empty(0, np.float32)) for _ in range(len(queries))]
+        if any(isinstance(ids, str) for ids in exclude):
+            raise RequestError("exclude is one text: give a collection of candidate ids")
         excluded = [frozenset(ids) for ids in exclude]
-        count = min(k if per_crowding_tag is None else 2 * k, available)
+        # How many are asked for follows from a query's own exclusions, so that it finds what it finds alone.
+        counts = [_first_count(k, len(ids), per_crowding_tag) for ids in excluded]
         open_ = list(range(len(queries) if available else 0))
         while open_:
-            count = min(count + max(min(len(excluded[place]), k) for place in open_), available)
-            vectors = queries.vectors if len(open_) == len(queries) else queries.vectors[open_]
+            count = min(counts[open_[0]], available)
+            some = [place for place in open_ if min(counts[place], available) == count]
+            vectors = queries.vectors if len(some) == len(queries) else queries.vectors[some]
             rows_of = self._nearest(vectors, count, allowed)
-            finished = self._finish(vectors, rows_of, k, [excluded[place] for place in open_], per_crowding_tag)
-            for place, neighbours in zip(open_, finished, strict=True):
+            finished = self._finish(vectors, rows_of, k, [excluded[place] for place in some], per_crowding_tag)
+            for place, neighbours in zip(some, finished, strict=True):
                 found[place] = neighbours
-            if count == available:
-                break
-            if per_crowding_tag is not None:
+                counts[place] = 4 * count
+            done = {place for place in some if len(found[place]) >= k or count == available}
+            open_ = [place for place in open_ if place not in done]
+            if per_crowding_tag is not None and open_:
                 tags = self._candidates.crowding
                 k = min(k, uncrowded_count(tags if allowed is None else tags[allowed.rows], per_crowding_tag))
-            open_ = [place for place in open_ if len(found[place]) < k]
-            count = min(4 * count, available)
         return found
 
     def _finish(
@@ -277,3 +280,9 @@ def _cut(
     place = np.arange(len(rows)) - np.repeat(bounds[:-1], sizes)
     kept = place < np.repeat(wanted, sizes)
     return rows[kept], scores[kept], [0, *accumulate(wanted.tolist())]
+
+
+def _first_count(k: int, excluded: int, per_crowding_tag: int | None) -> int:
+    """How many rows to ask for at first: k, twice that under crowding, and room for what is excluded, up to k."""
+    room = min(1 << (excluded - 1).bit_length() if excluded else 0, k)
+    return (k if per_crowding_tag is None else 2 * k) + room

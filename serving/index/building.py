@@ -18,6 +18,8 @@ from serving.index.frontier import write_frontier
 
 _EXACT_ROWS = 20_000
 """Up to here comparing with everything takes a few tenths of a millisecond, misses nothing and needs no tree."""
+_NO_TREE_ROWS = 32
+"""ScaNN wants more for its codes, so that so few are always searched exactly."""
 _TIMED = 48
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def finish_index(
     """
     np.save(writer.directory / QUERIES, queries)
     backend, parameters = "brute_force", {}
-    if section.backend == "scann" or (section.backend == "auto" and writer.rows > _EXACT_ROWS):
+    if writer.rows > (_EXACT_ROWS if section.backend == "auto" else _NO_TREE_ROWS) and section.backend != "brute_force":
         if not len(queries):
             raise DataError(
                 f"there are no query embeddings, and the index of {writer.rows} candidates is tuned on some: "
@@ -54,8 +56,10 @@ def finish_index(
         tuned = build_tuned(vectors, queries, section, writer.directory / SCANN)
         exact = _exact_microseconds(vectors, queries, tuned.chosen.count)
         write_frontier(writer.directory, tuned, exact, section.target_recall)
-        if section.backend == "auto" and exact <= tuned.chosen.microseconds:
-            _LOG.info("exact search takes %.0f us, ScaNN %.0f: no tree is needed", exact, tuned.chosen.microseconds)
+        missed = tuned.chosen.recall < section.target_recall
+        if section.backend == "auto" and (missed or exact <= tuned.chosen.microseconds):
+            why = "does not reach the target" if missed else f"takes {tuned.chosen.microseconds:.0f} us"
+            _LOG.info("the tree %s, exact search takes %.0f us: it is searched exactly", why, exact)
             shutil.rmtree(writer.directory / SCANN)
         else:
             backend, parameters = "scann", tuned.parameters

@@ -17,6 +17,8 @@ _BLOCK_ROWS = 16_384
 _SAMPLED = 16
 """One row of so many tells how high the best scores are."""
 _FEW_QUERIES = 8
+GATHERED = 16
+"""Up to one row in so many is picked out; above, reading all of them in order is faster."""
 
 
 def nearest_rows(vectors: Vectors, queries: Vectors, count: int, allowed: Rows | None = None) -> Iterator[Rows]:
@@ -32,7 +34,7 @@ def nearest_rows(vectors: Vectors, queries: Vectors, count: int, allowed: Rows |
         count: 1 to the number of allowed rows.
         allowed: [n] ascending; None allows all.
     """
-    if allowed is not None and 2 * len(allowed) < len(vectors):
+    if allowed is not None and len(allowed) <= len(vectors) // GATHERED:
         vectors, chosen = vectors[allowed], None
     else:
         chosen, allowed = allowed, None

@@ -24,13 +24,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lockstep.errors import DataError
 from serving.index.restricts import Restricts
 
 DESCRIPTION = "restricts.json"
 NUMBERS = "numbers.npy"
 _SEPARATOR = "\x00"
-_REMEMBERED_BYTES = 64_000_000
-"""Of the masks of restricts that were asked for lately."""
+REMEMBERED_BYTES = 64_000_000
+"""Of the masks, and the numbers of the rows, of restricts that were asked for lately."""
+_MOST_REMEMBERED = 1_000
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
@@ -145,6 +147,8 @@ class PostingsBuilder:
         rows = pc.add(pc.list_parent_indices(restricts), self._rows)
         structs = restricts.flatten()
         namespaces = pc.struct_field(structs, "namespace")
+        if pc.any(pc.match_substring(namespaces, _SEPARATOR)).as_py():
+            raise DataError("a namespace of the candidates' restricts holds the character NUL: name it otherwise")
         self._allow.add(rows, namespaces, pc.struct_field(structs, "allow"))
         self._deny.add(rows, namespaces, pc.struct_field(structs, "deny"))
         self._add_numbers(numeric_restricts)
@@ -154,18 +158,21 @@ class PostingsBuilder:
         structs = numeric_restricts.flatten()
         rows = pc.list_parent_indices(numeric_restricts).to_numpy(zero_copy_only=False) + self._rows
         values = pc.struct_field(structs, "value").to_numpy(zero_copy_only=False)
+        values = np.where(np.isfinite(values), values, np.nan)
         encoded = pc.struct_field(structs, "namespace").dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         for code, namespace in enumerate(encoded.dictionary.to_pylist()):
             self._numbers.setdefault(namespace, []).append((rows[codes == code], values[codes == code]))
 
-    def build(self) -> Postings:
+    def build(self, remembered_bytes: int = REMEMBERED_BYTES) -> Postings:
         """Sort what was collected."""
         numbers = np.full((len(self._numbers), self._rows), np.nan)
         for place, namespace in enumerate(sorted(self._numbers)):
             for rows, values in self._numbers[namespace]:
                 numbers[place, rows] = values
-        return Postings(self._rows, self._allow.build(), self._deny.build(), tuple(sorted(self._numbers)), numbers)
+        return Postings(
+            self._rows, self._allow.build(), self._deny.build(), tuple(sorted(self._numbers)), numbers, remembered_bytes
+        )
 
 
 class Postings:
@@ -175,16 +182,25 @@ class Postings:
         rows: how many candidates there are.
         numeric: the namespaces of `numbers`, sorted.
         numbers: [namespaces, rows].
+        remembered_bytes: of answers.
     """
 
     def __init__(
-        self, rows: int, allow: TokenRows, deny: TokenRows, numeric: tuple[str, ...], numbers: NDArray[np.float64]
+        self,
+        rows: int,
+        allow: TokenRows,
+        deny: TokenRows,
+        numeric: tuple[str, ...],
+        numbers: NDArray[np.float64],
+        remembered_bytes: int = REMEMBERED_BYTES,
     ) -> None:
         self._rows = rows
         self._allow, self._deny = allow, deny
         self._numeric, self._numbers = numeric, numbers
         # The same filters are asked for again and again, and a mask costs up to a millisecond a million rows.
-        self.allowed = lru_cache(max(2, _REMEMBERED_BYTES // max(1, rows)))(self._find_allowed)
+        self.allowed = lru_cache(min(_MOST_REMEMBERED, max(2, remembered_bytes // max(1, 9 * rows))))(
+            self._find_allowed
+        )
 
     @classmethod
     def load(cls, directory: Path) -> Postings:

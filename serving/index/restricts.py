@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,14 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.op not in COMPARISONS:
             raise RequestError(f"{self.op!r} is no comparison of {self.namespace!r}: take one of {list(COMPARISONS)}")
-        value = self.value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise RequestError(f"{self.namespace!r} is compared with {value!r}: give a finite number")
+        value: Any = self.value
+        try:
+            number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise RequestError(f"{self.namespace!r} is compared with {str(value)[:40]}: give a finite number")
+        object.__setattr__(self, "value", number)
 
     def holds(self, numbers: NDArray[np.float64]) -> NDArray[np.bool_]:
         """For each number whether it holds; NaN, which is no number, never does."""
@@ -78,6 +84,8 @@ class Restricts:
             for namespace, tokens in of.items():
                 if not isinstance(tokens, AbstractSet) or not tokens:
                     raise RequestError(f"{what} {namespace!r} is {tokens!r}: give a set of at least one token")
+            # Copies, since answers are remembered by what was asked for.
+            object.__setattr__(self, what, {namespace: frozenset(tokens) for namespace, tokens in of.items()})
 
     def __bool__(self) -> bool:
         return bool(self.allow or self.deny or self.numeric)
@@ -90,8 +98,8 @@ class Restricts:
 
     @property
     def namespaces(self) -> frozenset[str]:
-        """Those in which a candidate needs a token or a number to be found."""
-        return frozenset(self.allow) | {comparison.namespace for comparison in self.numeric}
+        """All that are named."""
+        return frozenset({*self.allow, *self.deny, *(comparison.namespace for comparison in self.numeric)})
 
     @cached_property
     def _key(self) -> tuple[frozenset[Any], ...]:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from lockstep.config import IndexSection
 from lockstep.errors import CorruptArtifactError
 from serving.index.base import Candidates, Index, Rows
-from serving.index.exact import nearest_rows
+from serving.index.exact import GATHERED, nearest_rows
 from serving.index.postings import Allowed
-from serving.index.tuning import Ladder, Point, Tuner
+from serving.index.tuning import CHECK_QUERIES, Ladder, Point, Truth, Tuner
 
 _OVERFETCH = 1.5
 """Of a filter's share: what it allows is not spread evenly."""
@@ -192,8 +192,16 @@ def build_tuned(vectors: Vectors, queries: Vectors, section: IndexSection, direc
     _LOG.info("tuned in %.1f s", tuned - built)
     if chosen.recall < section.target_recall:
         _LOG.warning("no settings reach recall@%d of %g: the best is %.4f", k, section.target_recall, chosen.recall)
-    ladder = Ladder(steps, exact_microseconds(vectors, k))
-    parameters = {"leaves": leaves, "threads": section.threads, "ladder": ladder.to_json()}
+    ladder = Ladder(steps, leaves, exact_times(vectors, queries, k))
+    checked = queries[:CHECK_QUERIES]
+    found = tree.search(checked, k, chosen.leaves, chosen.reorder)
+    check_recall = float(Truth(vectors, checked, k).recalls(found, k).mean())
+    parameters = {
+        "leaves": leaves,
+        "threads": section.threads,
+        "ladder": ladder.to_json(),
+        "check_recall": check_recall,
+    }
     points = tuple(point for point in tuner.points if point.count == k)
     return TunedTree(parameters, chosen, points, built - started, tuned - built)
 
@@ -204,26 +212,33 @@ def default_leaves(rows: int) -> int:
     return max(1, min(rows // 130, 2 * root, max(1_000, root)))
 
 
-def exact_microseconds(vectors: Vectors, count: int) -> tuple[float, float]:
-    """What an exact scan of some rows takes: whatever they are, and for each of them.
+def exact_times(vectors: Vectors, queries: Vectors, count: int) -> tuple[tuple[float, float], ...]:
+    """What exact scans take: (allowed rows, microseconds), from few rows, which are picked out, to all of them.
 
     Args:
         vectors: [rows, dim].
         count: results.
     """
-    sizes = [size for size in (2 * count, 20 * count, 200 * count) if 4 * size <= len(vectors)] or [len(vectors)]
+    total = len(vectors)
     rng = np.random.default_rng(0)
-    points = []
-    for size in sizes:
-        rows = np.sort(rng.choice(len(vectors), size, replace=False))
-        times = []
-        for query in vectors[:7]:
-            start = time.perf_counter()
-            next(nearest_rows(vectors, query[None, :], min(count, size), rows))
-            times.append(time.perf_counter() - start)
-        points.append(1e6 * float(np.median(times)))
-    each = points[-1] / sizes[-1]
-    return max(0.0, points[0] - each * sizes[0]), each
+    picked = total // GATHERED
+    times = []
+    for size in sorted({min(picked, max(1, size)) for size in (2 * count, picked // 64, picked // 8, picked)} - {0}):
+        rows = np.sort(rng.choice(total, size, replace=False))
+        times.append((float(size), _median_microseconds(vectors, queries, min(count, size), rows)))
+    most = rng.random(total) < 0.5
+    above = _median_microseconds(vectors, queries, count, np.flatnonzero(most)) if most.sum() >= count else None
+    whole = _median_microseconds(vectors, queries, count, None)
+    return (*times, (picked + 1.0, above or whole), (float(total), whole))
+
+
+def _median_microseconds(vectors: Vectors, queries: Vectors, count: int, rows: Rows | None) -> float:
+    times = []
+    for query in queries[:_LEAST_TIMED]:
+        start = time.perf_counter()
+        next(nearest_rows(vectors, query[None, :], count, rows))
+        times.append(time.perf_counter() - start)
+    return 1e6 * float(np.median(times))
 
 
 def _scann() -> Any:

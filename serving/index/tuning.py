@@ -34,13 +34,17 @@ _NEAR = 1.1
 query to query: few leaves find all of one query's neighbours and none of another's."""
 _ABORT = 1.3
 """Where a setting takes so much more than the fastest, more leaves only make it worse."""
+CHECK_QUERIES = 200
+"""The first of the queries, whose recall is remembered, to be compared with that of the index once it has changed."""
 _SCOUTS = 400
 """Queries that look for settings; all of them decide."""
 _STEP_RESULTS, _FEWEST_QUERIES = 60_000, 40
 """Results that are looked at to tune another step than that of k: many queries of few results, or few of many."""
 _STEP_FACTORS = (0.1, 1, 4, 16, 64)
 _ROWS_PER_RESULT = 100
-"""A step of more results than one in so many rows is left to exact search."""
+"""Steps are tuned up to one result in so many rows."""
+_ROWS_ASKED = 4
+"""A tree is not asked for more results than one in so many rows."""
 _log = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
@@ -67,20 +71,21 @@ class Ladder:
 
     Args:
         steps: by ascending count.
-        exact_microseconds: what an exact scan takes, at [0] whatever it scans and at [1] for each allowed row.
+        leaves: how many the tree has.
+        exact: what an exact scan takes: (allowed rows, microseconds) by ascending rows, up to all rows.
     """
 
     steps: tuple[Point, ...]
-    exact_microseconds: tuple[float, float]
-
-    @property
-    def most(self) -> int:
-        """More results than these are left to exact search."""
-        return self.steps[-1].count
+    leaves: int
+    exact: tuple[tuple[float, float], ...]
 
     def setting(self, count: int) -> tuple[int, int, float]:
-        """Leaves, reorder and microseconds for `count` results, 1 to `most`; between steps along a power law."""
+        """Leaves, reorder and microseconds for `count` results, at least 1.
+
+        Between steps along a power law; above the last one all three grow with the count, which is more than is needed.
+        """
         counts = np.log([step.count for step in self.steps])
+        above = max(1.0, count / self.steps[-1].count)
         place = math.log(max(count, self.steps[0].count))
         leaves, ratio, microseconds = (
             math.exp(np.interp(place, counts, np.log(values)))
@@ -91,12 +96,13 @@ class Ladder:
             )
         )
         reorder = max(count, math.ceil(ratio * max(count, self.steps[0].count)))
-        return math.ceil(leaves - 1e-9), reorder, microseconds
+        return min(self.leaves, math.ceil(above * leaves - 1e-9)), reorder, above * microseconds
 
     def prefers_exact(self, count: int, allowed: int) -> bool:
         """Whether an exact scan of the allowed rows is cheaper than an approximate search for `count` results."""
-        fixed, each = self.exact_microseconds
-        return count > self.most or fixed + each * allowed <= self.setting(count)[2]
+        rows, microseconds = zip(*self.exact, strict=True)
+        cannot = _ROWS_ASKED * count > rows[-1]
+        return cannot or bool(np.interp(allowed, rows, microseconds) <= self.setting(count)[2])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them."""
@@ -105,7 +111,8 @@ class Ladder:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Ladder:
         """The inverse of `to_json`."""
-        return cls(tuple(Point(**step) for step in values["steps"]), tuple(values["exact_microseconds"]))
+        steps = tuple(Point(**step) for step in values["steps"])
+        return cls(steps, values["leaves"], tuple((rows, time) for rows, time in values["exact"]))
 
 
 class Truth:
@@ -229,7 +236,7 @@ class Tuner:
         if point.recall < self._aim:
             return point
         point = self._fewest_reordered(truth, point)
-        if point.reorder <= point.count + point.count // 50:  # there is no less, so that there may still be leaves to spare
+        if point.reorder <= point.count + point.count // 50:  # no less to score, so maybe leaves to spare
             count, reorder = point.count, point.reorder
             point = self._least(point, lambda tried: self._measure(truth, count, tried, reorder), 0, point.leaves, 1)
             fewer = self._measure(truth, count, max(1, point.leaves - 1), 2 * count)

@@ -62,7 +62,8 @@ def check_vectors(
 
 def _not_unit(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     if len(vectors) == 1:  # as most queries are: without the cost of looking at many
-        length = math.sqrt(max(0.0, float(vectors[0] @ vectors[0])))
+        square = float(vectors[0] @ vectors[0])
+        length = math.sqrt(square) if square >= 0 else math.nan
         return np.arange(0 if abs(length - 1) <= UNIT_TOLERANCE else 1), np.array([length])
     lengths = np.sqrt(np.vecdot(vectors, vectors, dtype=np.float64))
     # A comparison with NaN is false, so these are found too.

@@ -94,9 +94,9 @@ def test_a_job_makes_only_what_is_missing(tower: Path, tmp_path: Path, monkeypat
     made = embed_shards(**common, model_version=V7, snapshot=2, section=section, worker=1, workers=2)  # type: ignore[arg-type]
     assert (made, [path.name[:10] for path in (tmp_path / "out").glob("part-*")]) == (1, ["part-00001"])
     embedded = []
-    digest = batches.BatchEmbedder.digest
+    encode = batches.BatchEmbedder.encode
     monkeypatch.setattr(
-        batches.BatchEmbedder, "digest", lambda self, rows: embedded.extend(rows[0].to_pylist()) or digest(self, rows)
+        batches.BatchEmbedder, "encode", lambda self, rows: embedded.extend(rows[0].to_pylist()) or encode(self, rows)
     )
     run(tower, entities, tmp_path / "out", shard_rows=4)
     # c0, c2 ... c8 are in the first file of the entities, c1, c3 ... in the second; the middle shard was there.

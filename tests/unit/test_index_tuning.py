@@ -99,7 +99,8 @@ LADDER = Ladder(
         Point(100, 30, 400, 0.97, 0.01, 100.0),
         Point(1_000, 90, 2_000, 0.97, 0, 1e3),
     ),
-    (50.0, 0.1),
+    leaves=150,
+    exact=((100.0, 60.0), (500.0, 100.0), (10_000.0, 1_050.0)),
 )
 
 
@@ -112,6 +113,8 @@ LADDER = Ladder(
         # Half way in the logarithm: sqrt(30 * 90), 316 * sqrt(4 * 2), sqrt(1e5).
         (316, (52, 894, 316.0)),
         (3, (20, 80, 40.0)),
+        # Above the last step in proportion, but for no more leaves than there are.
+        (2_000, (150, 4_000, 2_000.0)),
     ],
 )
 def test_settings_between_rungs_follow_a_power_law(count: int, setting: tuple[int, int, float]) -> None:
@@ -121,11 +124,14 @@ def test_settings_between_rungs_follow_a_power_law(count: int, setting: tuple[in
     assert Ladder.from_json(LADDER.to_json()) == LADDER
 
 
-def test_exact_scans_where_they_are_cheaper_or_more_is_asked_for_than_was_tuned() -> None:
-    # 50 + 0.1 a row against 100 us for 100 results: even at 500 rows.
+def test_exact_scans_where_they_are_cheaper_or_too_much_is_asked_for() -> None:
+    # 100 results take the tree 100 us, and an exact scan 60 + 40 / 400 for each row above 100.
     assert LADDER.prefers_exact(100, 500)
     assert not LADDER.prefers_exact(100, 501)
-    assert LADDER.prefers_exact(1_001, 1_000_000)
+    # 1,000 take it 1,000 us; of 10,000 rows all take 1,050.
+    assert not LADDER.prefers_exact(1_000, 10_000)
+    assert LADDER.prefers_exact(1_100, 10_000)
+    assert LADDER.prefers_exact(2_501, 10_000)
 
 
 def test_recall_counts_ties_with_the_last_as_found() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -345,6 +346,93 @@ def test_a_log_cut_anywhere_loses_only_the_record_that_was_being_written(
     log.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     with pytest.raises(CorruptArtifactError, match=rf"a broken record at byte {header}"):
         opened(tmp_path)
+
+
+def test_a_change_that_cannot_be_written_whole_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
+    build(tmp_path, unit_rows(30, 1), "brute_force")
+    index = opened(tmp_path)
+    new = unit_rows(3, 2)
+    index.upsert(embeddings(new[:1]), batch("before"))
+    size = index._generation.log.size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 200, hard))
+        with pytest.raises(StorageError, match=r"cannot be written .* the change was not made: make room"):
+            index.upsert(embeddings(new[1:2]), batch("lost"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "lost" not in index
+    assert (tmp_path / "changes" / "changes-0.log").stat().st_size == size
+    index.upsert(embeddings(new[2:]), batch("after"))
+    index.close()
+    index = opened(tmp_path)
+    assert ("before" in index, "lost" in index, "after" in index) == (True, False, True)
+    index.close()
+
+
+def test_a_closed_index_changes_nothing_of_the_next_one(tmp_path: Path) -> None:
+    build(tmp_path, unit_rows(30, 1), "brute_force")
+    first = opened(tmp_path)
+    first.close()
+    first.close()
+    second = opened(tmp_path)
+    second.upsert(embeddings(unit_rows(1, 2)), batch("kept"))
+    second.rebuild()
+    for change in (
+        first.rebuild,
+        lambda: first.upsert(embeddings(unit_rows(1, 3)), batch("x")),
+        lambda: first.remove(["c1"]),
+    ):
+        with pytest.raises(StorageError, match="is closed: open it again to change it"):
+            change()
+    second.close()
+    second = opened(tmp_path)
+    assert ("kept" in second, "c1" in second, second.generation) == (True, True, 1)
+    second.close()
+
+
+def test_another_digest_than_the_releases_is_refused_in_every_generation(tmp_path: Path) -> None:
+    build(tmp_path, unit_rows(30, 1), "brute_force")
+    index = opened(tmp_path)
+    index.rebuild()
+    index.close()
+    with pytest.raises(CorruptArtifactError, match="release"):
+        UpdatableIndex(tmp_path / "i", tmp_path / "changes", V3.model_version, 2, digest="0" * 64)
+
+
+def test_too_few_rows_for_a_tree_are_searched_exactly(tmp_path: Path) -> None:
+    build(tmp_path, unit_rows(40, 1), "scann")
+    index = opened(tmp_path)
+    assert not index.is_exact
+    index.remove([f"c{row}" for row in range(30)])
+    index.rebuild()
+    assert (index.is_exact, index.rows) == (True, 10)
+    index.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", "unreadable text"), ("{}", "unreadable text"), ("x", "unreadable text")]
+)
+def test_a_broken_current_json_is_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    build(tmp_path, unit_rows(10, 1), "brute_force")
+    opened(tmp_path).close()
+    (tmp_path / "changes" / "current.json").write_text(text)
+    with pytest.raises(CorruptArtifactError, match=message):
+        opened(tmp_path)
+
+
+def test_ids_that_are_no_ids_are_refused(tmp_path: Path) -> None:
+    build(tmp_path, unit_rows(10, 1), "brute_force")
+    index = opened(tmp_path)
+    for ids, message in (("c1", "'c1' is one text"), ([1], "are no texts"), (["\ud800"], "are no texts")):
+        with pytest.raises(DataError, match=message):
+            index.remove(ids)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a Table: give an Arrow record batch"):
+        index.upsert(embeddings(unit_rows(1, 2)), pa.table({"id": ["x"]}))  # type: ignore[arg-type]
+    assert index.rows == 10
+    index.close()
 
 
 WRITER = """

@@ -22,7 +22,7 @@ from lockstep.errors import (
 from lockstep.tags import Kind, write_tag
 from lockstep.version import ModelVersion, ReleaseId
 from serving import build_index
-from serving.index import Index, Restricts, open_index
+from serving.index import Comparison, Index, Restricts, open_index
 from serving.index.scann import ScannTree
 from tests.fakes.stub_releases import write_embeddings
 
@@ -152,10 +152,33 @@ def test_exclusion_does_not_cost_results(tmp_path: Path) -> None:
     assert batch[0].ids == everything[1:2]
 
 
+def test_what_was_asked_for_is_copied(tmp_path: Path) -> None:
+    index = make_index(tmp_path, unit_rows(5, 4, 0), TOKENS)
+    tokens = {"jazz"}
+    asked = Restricts({"genre": tokens})
+    tokens.add("rock")
+    assert set(index.search(of_version(unit_rows(1, 4, 9)[0]), 10, restricts=asked).ids) == {"c0", "c1"}
+
+
+@pytest.mark.parametrize("value", [np.float32(2.5), np.int64(2), 2])
+def test_numbers_of_any_kind_are_compared(value: float) -> None:
+    assert Comparison("n", "LESS", value).holds(np.array([1.0, 3.0, np.nan])).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, "2", True, None])
+def test_what_is_no_number_is_not_compared(value: object) -> None:
+    with pytest.raises(RequestError, match="give a finite number"):
+        Comparison("n", "LESS", value)  # type: ignore[arg-type]
+
+
 def test_k_and_dimension_are_checked(tmp_path: Path) -> None:
     index = make_index(tmp_path, unit_rows(5, 4, 0))
     with pytest.raises(RequestError, match="k is 0"):
         index.search(of_version(unit_rows(1, 4, 0)[0]), 0)
+    with pytest.raises(RequestError, match=r"k is 2\.5"):
+        index.search(of_version(unit_rows(1, 4, 0)[0]), 2.5)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="exclude is one text"):
+        index.search(of_version(unit_rows(1, 4, 0)[0]), 2, exclude="c1")
     with pytest.raises(EmbeddingError, match=r"shape \(1, 5\), and .* holds vectors of 4 floats"):
         index.search(of_version(unit_rows(1, 5, 0)[0]), 1)
     assert len(index.search(of_version(unit_rows(1, 4, 0)[0]), 99)) == 5
@@ -239,13 +262,13 @@ def test_queries_of_another_release_do_not_tune_an_index(tmp_path: Path) -> None
 
 
 def test_a_tree_without_queries_to_tune_it_is_refused(tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "e", Kind.CANDIDATE_EMBEDDINGS, V3, ["a", "b"], unit_rows(2, 4, 0))
+    write_embeddings(tmp_path / "e", Kind.CANDIDATE_EMBEDDINGS, V3, [f"c{row}" for row in range(40)], unit_rows(40, 4, 0))
     write_embeddings(tmp_path / "q", Kind.QUERY_EMBEDDINGS, V3, [], np.empty((0, 4), np.float32))
     common = {
         "candidate_embeddings": tmp_path / "e", "query_embeddings": tmp_path / "q", "index": tmp_path / "i",
         "model_version": V3.model_version, "run_id": "r",
     }  # fmt: skip
-    with pytest.raises(DataError, match="no query embeddings, and the index of 2 candidates is tuned on some"):
+    with pytest.raises(DataError, match="no query embeddings, and the index of 40 candidates is tuned on some"):
         build_index.run(**common, section=IndexSection(backend="scann"))
     build_index.run(**common, section=IndexSection())
     assert open_index(tmp_path / "i", V3.model_version, 2).is_exact

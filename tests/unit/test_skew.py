@@ -285,7 +285,12 @@ def test_chance_and_popularity_stand_beside(measured: tuple[dict[str, Any], Path
 
 
 def test_a_warm_start_is_named(measured: tuple[dict[str, Any], Path]) -> None:
-    assert measured[0]["notes"] == ["v3 began with the weights of v1 (a warm start)"]
+    assert measured[0]["notes"][0] == "v3 began with the weights of v1 (a warm start)"
+
+
+def test_versions_that_are_one_model_are_named(measured: tuple[dict[str, Any], Path]) -> None:
+    (note,) = measured[0]["notes"][1:]
+    assert note.startswith("v1 and v3 are the same model, as the same data, settings and seed give")
 
 
 def test_opposite_vectors_are_found_last() -> None:

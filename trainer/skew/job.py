@@ -96,6 +96,7 @@ def run(
     asked = Asked(chosen, sorted(set(ks)), threads)
     _make_folder(output)
     _log.info("%s of %s test queries of %s", f"{len(chosen):,}", f"{there:,}", newest.model_version)
+    measured = _measure_all(compared, catalogue, asked, seed)
     report = {
         "what": WHAT,
         "root": storage.root,
@@ -103,9 +104,9 @@ def run(
         "lockstep": __version__,
         "ks": list(asked.ks),
         "queries": _asked_facts(newest, asked, there),
-        **_measure_all(compared, catalogue, asked, seed),
+        **measured,
         "left_out": left_out,
-        "notes": _notes(compared),
+        "notes": [*_notes(compared), *_alike(measured["pairs"], max(ks))],
     }
     write_atomically(output / "skew.csv", csv_of(report).encode())
     write_atomically(output / "skew.svg", heat_map(report))
@@ -232,3 +233,14 @@ def _notes(compared: Sequence[Compared]) -> list[str]:
                 f"{newest.model_version} hold out: its figures flatter it"
             )
     return notes
+
+
+def _alike(pairs: Sequence[Mapping[str, Any]], k: int) -> list[str]:
+    """That versions give the same, where they do: then nothing was trained differently."""
+    kept = {(pair["query_version"], pair["candidate_version"]): pair.get(f"kept@{k}") for pair in pairs}
+    return [
+        f"v{left} and v{right} are the same model, as the same data, settings and seed give: train with another "
+        "[train] seed to see what a new training would cost"
+        for left, right in kept
+        if left < right and kept[left, right] == kept[right, left] == 1.0
+    ]

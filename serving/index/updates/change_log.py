@@ -24,7 +24,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from lockstep.embeddings import NUMERIC_RESTRICTS, RESTRICTS
-from lockstep.errors import CorruptArtifactError, VersionMismatchError
+from lockstep.errors import CorruptArtifactError, StorageError, VersionMismatchError
 
 _FORMAT = 1
 _FRAME = struct.Struct("<II")
@@ -94,8 +94,18 @@ class ChangeLog:
         self._file.close()
 
     def _write(self, payload: bytes) -> None:
-        self._file.write(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
-        os.fsync(self._file.fileno())
+        """Add a record whole, or leave the file as it was."""
+        descriptor = self._file.fileno()
+        end = os.fstat(descriptor).st_size
+        rest = memoryview(_FRAME.pack(len(payload), zlib.crc32(payload)) + payload)
+        try:
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        except OSError as error:
+            os.ftruncate(descriptor, end)
+            problem = f"{self.path} cannot be written ({error.strerror})"
+            raise StorageError(f"{problem}, so the change was not made: make room, then try again") from error
 
     def _payloads(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(where it ends, payload) of every whole record; stops at one that is not."""

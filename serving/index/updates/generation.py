@@ -23,6 +23,7 @@ from serving.index.updates.mutable import MutableRows, MutableTree
 
 CHECK_SHARE = 0.05
 """Changes, as a share of the rows that a generation began with, after which its recall is measured again."""
+_TOLERATED = 0.005
 _log = logging.getLogger(__name__)
 
 
@@ -44,10 +45,8 @@ class Generation:
             self.index = ScannIndex(self.candidates, self._tree, Ladder.from_json(files.parameters["ladder"]))
         else:
             self.index = BruteForceIndex(self.candidates)
-        steps = files.parameters["ladder"]["steps"] if files.backend == "scann" else []
-        built = [step["recall"] for step in steps if step["count"] == files.section.k]
-        self.least_recall = min([files.section.target_recall, *built])
-        """Below it, it is not as good as when it was built."""
+        self.least_recall = files.parameters.get("check_recall", 0.0) - _TOLERATED
+        """Below it, it is clearly not as good as when it was built."""
         self.changed = self._checked = 0
         self.log = ChangeLog(log, log_header(files))
 

@@ -18,6 +18,7 @@ from serving.index.scann import ScannTree
 _SEALED_ROWS = 4_096
 """Added rows whose postings are made once; those of fewer are made again after each change that a filter meets."""
 
+_REMEMBERED_BYTES = 500_000
 _UPSERTED_AT_ONCE = 256
 """Vectors that ScaNN takes at a time; one by one costs it twenty times as much."""
 
@@ -47,7 +48,7 @@ class MutableRows:
         self._ids: list[str] = files.id_column.to_pylist()
         self._row_of = {name: row for row, name in enumerate(self._ids)}
         self._tags = _first_codes(files.candidates.column("crowding_tag"), files.crowding)
-        self._added: list[pa.RecordBatch] = []
+        self._sealed: list[pa.RecordBatch] = []
         self._postings: list[Postings] = [files.postings]
         self._unsealed: list[pa.RecordBatch] = []
         self._tail: Postings | None = None
@@ -113,8 +114,13 @@ class MutableRows:
         self._alive[first:end] = True
         self._end = end
         self.rows += len(batch)
-        self._added.append(batch)
-        self._add_postings(batch)
+        self._unsealed.append(batch)
+        self._everything = self._tail = None
+        if sum(map(len, self._unsealed)) >= _SEALED_ROWS:
+            sealed = _combined(self._unsealed)
+            self._sealed.append(sealed)
+            self._postings.append(_postings(sealed))
+            self._unsealed = []
         return replaced
 
     def kill(self, names: Sequence[str]) -> list[int | None]:
@@ -133,26 +139,23 @@ class MutableRows:
     def living(self) -> tuple[Rows, list[pa.RecordBatch]]:
         """The living rows, and their batches of `CANDIDATES_SCHEMA`, as they are now."""
         alive = self._alive[: self._end].copy()
-        batches = [*self._base.to_batches(), *self._added]
+        batches = [*self._base.to_batches(), *self._sealed, *self._unsealed]
         found, first = [], 0
         for batch in batches:
             found.append(batch.filter(pa.array(alive[first : first + len(batch)])))
             first += len(batch)
         return np.flatnonzero(alive), found
 
-    def _add_postings(self, batch: pa.RecordBatch) -> None:
-        self._everything = self._tail = None
-        self._unsealed.append(batch)
-        if sum(map(len, self._unsealed)) >= _SEALED_ROWS:
-            self._postings.append(_postings(self._unsealed))
-            self._unsealed = []
-
     def _all_postings(self) -> list[Postings]:
         if not self._unsealed:
             return self._postings
-        if self._tail is None:
-            self._tail = _postings(self._unsealed)
-        return [*self._postings, self._tail]
+        tail = self._tail
+        if tail is None:
+            # Of several readers each may do so, with the same result.
+            combined = _combined(self._unsealed)
+            tail = _postings(combined)
+            self._unsealed, self._tail = [combined], tail
+        return [*self._postings, tail]
 
 
 class MutableTree(ScannTree):
@@ -208,11 +211,14 @@ def _grown(array: NDArray[Any], rows: int) -> NDArray[Any]:
     return grown
 
 
-def _postings(batches: Sequence[pa.RecordBatch]) -> Postings:
+def _combined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.concat_batches(batches) if len(batches) > 1 else batches[0]
+
+
+def _postings(batch: pa.RecordBatch) -> Postings:
     builder = PostingsBuilder()
-    for batch in batches:
-        builder.add(batch.column("restricts"), batch.column("numeric_restricts"))
-    return builder.build()
+    builder.add(batch.column("restricts"), batch.column("numeric_restricts"))
+    return builder.build(_REMEMBERED_BYTES)
 
 
 def _first_codes(tags: pa.ChunkedArray, codes: NDArray[np.int32]) -> dict[str, int]:

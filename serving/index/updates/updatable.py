@@ -36,6 +36,7 @@ from serving.index.files import duplicate_ids
 from serving.index.opening import open_files
 from serving.index.postings import Allowed
 from serving.index.restricts import Restricts
+from serving.index.tuning import CHECK_QUERIES, Truth
 from serving.index.updates.change_log import REMOVALS, Change, upserts_schema
 from serving.index.updates.generation import Generation, build_generation, log_header
 from serving.index.updates.read_write_lock import ReadWriteLock
@@ -43,7 +44,6 @@ from serving.index.vectors import check_vectors
 
 REBUILD_SHARE = 0.25
 """Changes, as a share of the rows that a generation began with, after which it is built anew whatever its recall."""
-_CHECK_QUERIES = 200
 _CURRENT = "current.json"
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,10 @@ class UpdatableIndex(Index):
         *,
         automatic: bool = True,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder} is no folder ({error.strerror}): name one for the changes") from error
         self._held = _hold(folder)
         self._folder, self._first = folder, path
         self._automatic = automatic
@@ -79,12 +82,16 @@ class UpdatableIndex(Index):
         self._writing = threading.Lock()
         self._rebuilding = threading.Lock()
         self._background: threading.Thread | None = None
+        self._is_closed = False
         self.failure: Exception | None = None
         """Why the last attempt to build it anew failed."""
         try:
-            generation = _current(folder, read_tag(path).digest)
+            first = read_tag(path).digest
+            if digest is not None and first != digest:
+                raise CorruptArtifactError(path, f"tag digest {first[:12]}", f"{digest[:12]} (release)")
+            generation = _current(folder, first)
             base = path if generation == 0 else folder / f"base-{generation}"
-            files = open_files(base, model_version, snapshot, digest if generation == 0 else None)
+            files = open_files(base, model_version, snapshot)
             self._generation = Generation(generation, files, _log_path(folder, generation))
             self._generation.replay()
             _remove_leftovers(folder, generation)
@@ -123,6 +130,8 @@ class UpdatableIndex(Index):
             EmbeddingError: of another dimension, or not finite and of unit length.
             DataError: an id is missing or comes twice, there are not as many as vectors, or a column has another type.
         """
+        if not isinstance(candidates, pa.RecordBatch):
+            raise DataError(f"candidates are a {type(candidates).__name__}: give an Arrow record batch")
         if len(embeddings) != len(candidates):
             raise DataError(f"{len(embeddings)} vectors for {len(candidates)} candidates: give one for each")
         names = candidates.column("id").to_pylist if "id" in candidates.schema.names else None
@@ -135,7 +144,12 @@ class UpdatableIndex(Index):
 
     def remove(self, ids: Collection[str]) -> None:
         """Remove candidates; those that are not there stay absent."""
-        names = pa.array(list(dict.fromkeys(ids)), pa.string())
+        if isinstance(ids, str):
+            raise DataError(f"{ids!r} is one text: give the ids to remove as a list")
+        try:
+            names = pa.array(list(dict.fromkeys(ids)), pa.string())
+        except (pa.ArrowException, UnicodeError, TypeError) as error:
+            raise DataError(f"the ids to remove are no texts: {error}") from error
         _check_ids(names)
         if len(names):
             self._change("R", pa.RecordBatch.from_arrays([names], schema=REMOVALS))
@@ -146,11 +160,9 @@ class UpdatableIndex(Index):
 
     def recall(self) -> float:
         """The mean share of the exact neighbours that searches find now, for queries of the tuning."""
-        from serving.index.tuning import Truth
-
         with self._lock.reading():
             generation = self._generation
-            queries = generation.queries[:_CHECK_QUERIES]
+            queries = generation.queries[:CHECK_QUERIES]
             vectors, allowed = generation.candidates.vectors, generation.candidates.allowed(None)
             k = min(generation.files.section.k, generation.candidates.rows)
             if generation.index.is_exact or not len(queries) or not k:
@@ -167,6 +179,7 @@ class UpdatableIndex(Index):
             DataError: it holds nothing.
         """
         with self._rebuilding:
+            self._check_open()
             old = self._generation
             with self._writing:
                 start = old.log.size
@@ -197,8 +210,11 @@ class UpdatableIndex(Index):
         """Wait for what goes on in the background, and let go of the folder."""
         if self._background is not None:
             self._background.join()
-        self._generation.log.close()
-        self._held.close()
+        with self._rebuilding, self._writing:
+            if not self._is_closed:
+                self._is_closed = True
+                self._generation.log.close()
+                self._held.close()
 
     def _search(
         self,
@@ -216,6 +232,7 @@ class UpdatableIndex(Index):
 
     def _change(self, change: Change, batch: pa.RecordBatch) -> None:
         with self._writing:
+            self._check_open()
             generation = self._generation
             generation.log.append(change, batch)
             with self._lock.writing():
@@ -224,6 +241,10 @@ class UpdatableIndex(Index):
         if self._automatic and idle and generation.is_due():
             self._background = threading.Thread(target=self._look_after, name="rebuild-index")
             self._background.start()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StorageError(f"the index in {self._folder} is closed: open it again to change it")
 
     def _look_after(self) -> None:
         """Measure the recall, and build anew where it fell or too much has changed."""
@@ -251,7 +272,7 @@ def _upserts(vectors: NDArray[np.float32], candidates: pa.RecordBatch) -> pa.Rec
         if field.name in candidates.schema.names and field.name not in columns:
             try:
                 columns[field.name] = candidates.column(field.name).cast(field.type)
-            except pa.ArrowException as error:
+            except (pa.ArrowException, UnicodeError) as error:
                 raise DataError(f"column {field.name!r} of the change is no {field.type}: {error}") from error
         elif field.name not in columns:
             columns[field.name] = pa.nulls(len(vectors), field.type)
@@ -281,15 +302,17 @@ def _hold(folder: Path) -> TextIO:
 
 
 def _current(folder: Path, first: str) -> int:
-    try:
-        current = json.loads((folder / _CURRENT).read_bytes())
-    except FileNotFoundError:
+    path = folder / _CURRENT
+    if not path.exists():
         return 0
-    except ValueError as error:
-        raise CorruptArtifactError(folder / _CURRENT, f"unreadable text ({error})", "a generation") from error
-    if current["first"] != first:
-        raise InputMismatchError("index", folder, current["first"][:12], "the release", first[:12])
-    return int(current["generation"])
+    try:
+        current = json.loads(path.read_bytes())
+        found, generation = str(current["first"]), int(current["generation"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CorruptArtifactError(path, f"unreadable text ({error})", "a generation") from error
+    if found != first:
+        raise InputMismatchError("index", folder, found[:12], "the release", first[:12])
+    return generation
 
 
 def _make_current(folder: Path, generation: int, first: str) -> None:
