@@ -262,7 +262,8 @@ def test_queries_of_another_release_do_not_tune_an_index(tmp_path: Path) -> None
 
 
 def test_a_tree_without_queries_to_tune_it_is_refused(tmp_path: Path) -> None:
-    write_embeddings(tmp_path / "e", Kind.CANDIDATE_EMBEDDINGS, V3, [f"c{row}" for row in range(40)], unit_rows(40, 4, 0))
+    ids = [f"c{row}" for row in range(40)]
+    write_embeddings(tmp_path / "e", Kind.CANDIDATE_EMBEDDINGS, V3, ids, unit_rows(40, 4, 0))
     write_embeddings(tmp_path / "q", Kind.QUERY_EMBEDDINGS, V3, [], np.empty((0, 4), np.float32))
     common = {
         "candidate_embeddings": tmp_path / "e", "query_embeddings": tmp_path / "q", "index": tmp_path / "i",
