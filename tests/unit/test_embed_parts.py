@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataflow.embed import probing
+from dataflow.embed.__main__ import main as worker
 from dataflow.embed.batches import BatchTower
 from dataflow.embed.rows import EntityRows, entity_rows
 from lockstep.embeddings import VersionedEmbeddings, read_embeddings
@@ -185,3 +186,22 @@ def test_vectors_that_serving_would_not_make_are_refused(tmp_path: Path) -> None
         run(skewed, entities, tmp_path / "out")
     with pytest.raises(IncompleteArtifactError):
         read_tag(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"worker": "0", "workers": "0"}, "--worker 0 of --workers 0: expected one of them, from 0"),
+        ({"worker": "2", "workers": "2"}, "--worker 2 of --workers 2"),
+        ({"model-version": "0"}, "a model version is written like v7, found '0'"),
+        ({}, "Error: there is no configuration file nope.toml"),
+    ],
+)
+def test_mistakes_of_a_worker_are_sentences(
+    given: dict[str, str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"tower": "t", "entities": "e", "output": "o", "side": "query", "config": "nope.toml"}
+    options |= {"model-version": "v1", "worker": "0", "workers": "1"} | given
+    with pytest.raises(SystemExit):
+        worker([part for name, value in options.items() for part in (f"--{name}", value)])
+    assert sentence in capsys.readouterr().err
