@@ -80,8 +80,7 @@ def draw_queries(artifact: Artifact, size: int, dim: int) -> NDArray[np.float32]
     found = [np.empty((0, dim), np.float32)]
     first = 0
     for _, embeddings in read_embeddings(artifact):
-        version = embeddings.model_version
-        check_vectors("query", embeddings, model_version=version, dim=dim, where=artifact.path)
+        check_vectors("query", embeddings, dim=dim, where=artifact.path)
         found.append(embeddings.vectors[drawn[(drawn >= first) & (drawn < first + len(embeddings))] - first])
         first += len(embeddings)
     return np.concatenate(found)
@@ -92,9 +91,8 @@ def _copy(source: Artifact, index: Path) -> IndexFilesWriter:
     ids: list[pa.Array] = []
     for batch, embeddings in read_embeddings(source):
         dim = embeddings.vectors.shape[1]
-        version = embeddings.model_version
         names = batch.column("id")
-        check_vectors("candidate", embeddings, model_version=version, dim=dim, where=source.path, ids=names.to_pylist)
+        check_vectors("candidate", embeddings, dim=dim, where=source.path, ids=names.to_pylist)
         if writer is None:
             writer = IndexFilesWriter(index, source.tag.rows, dim)
         writer.add(batch, embeddings.vectors)

@@ -85,7 +85,7 @@ def _load(store: QueryStore, source: Artifact, batch_size: int) -> Published:
     rows = 0
     for batch, embeddings in read_embeddings(source, batch_size):
         ids, dim = batch.column("id"), embeddings.vectors.shape[1]
-        check_vectors("query", embeddings, model_version=version, dim=dim, where=source.path, ids=ids.to_pylist)
+        check_vectors("query", embeddings, dim=dim, where=source.path, ids=ids.to_pylist)
         if load is None:
             load = store.begin(version, snapshot, dim, source.tag.digest, tower)
         load.put_many(ids.to_pylist(), embeddings)

@@ -19,7 +19,7 @@ from serving.index.crowding import uncrowded, uncrowded_count
 from serving.index.exact import exact_scores
 from serving.index.postings import Allowed
 from serving.index.restricts import Restricts
-from serving.index.vectors import check_vectors
+from serving.index.vectors import check_vectors, check_version
 
 _FINISHED_ROWS = 50_000
 """Found rows that are scored and ordered at a time."""
@@ -176,12 +176,16 @@ class Index(ABC):
             allowed: None allows all.
         """
 
+    def _check_version(self, queries: VersionedEmbeddings) -> None:
+        check_version("query", queries, self.model_version, self._candidates.path)
+
     def _check(self, queries: VersionedEmbeddings, k: int, per_crowding_tag: int | None) -> None:
-        check_vectors("query", queries, model_version=self.model_version, dim=self.dim, where=self._candidates.path)
+        self._check_version(queries)
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise RequestError(f"k is {k}: ask for at least one candidate, in whole numbers")
         if per_crowding_tag is not None and per_crowding_tag < 1:
             raise RequestError(f"per_crowding_tag is {per_crowding_tag}: allow at least one candidate of a tag")
+        check_vectors("query", queries, dim=self.dim, where=self._candidates.path)
 
     def _search(
         self,

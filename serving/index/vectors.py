@@ -16,26 +16,15 @@ UNIT_TOLERANCE = 1e-3
 """How far from 1 the length of a vector may be."""
 
 
-def check_vectors(
-    side: str,
-    embeddings: VersionedEmbeddings,
-    *,
-    model_version: ModelVersion,
-    dim: int,
-    where: object,
-    ids: Callable[[], Sequence[object]] | None = None,
-) -> None:
-    """Refuse vectors of another version or dimension, and such as are not finite or not of unit length.
+def check_version(side: str, embeddings: VersionedEmbeddings, model_version: ModelVersion, where: object) -> None:
+    """Refuse vectors of another model version than an index's.
 
     Args:
         side: "query" or "candidate".
-        embeddings: [n, dim].
-        where: the index or file, for the message.
-        ids: gives the [n] ids whose vectors they are, for the message; their places by default.
+        where: the index, for the message.
 
     Raises:
-        VersionMismatchError: they are of another model version.
-        EmbeddingError: any of the rest.
+        VersionMismatchError: they are of another one.
     """
     if embeddings.model_version != model_version:
         raise VersionMismatchError(
@@ -45,10 +34,31 @@ def check_vectors(
             model_version,
             f"embed it with {model_version}, or take an index of {embeddings.model_version}",
         )
-    vectors = embeddings.vectors
+
+
+def check_vectors(
+    side: str,
+    embeddings: VersionedEmbeddings,
+    *,
+    dim: int,
+    where: object,
+    ids: Callable[[], Sequence[object]] | None = None,
+) -> None:
+    """Refuse vectors of another dimension, and such as are not finite or not of unit length.
+
+    Args:
+        side: "query" or "candidate".
+        embeddings: [n, dim].
+        where: the index or file, for the message.
+        ids: gives the [n] ids whose vectors they are, for the message; their places by default.
+
+    Raises:
+        EmbeddingError: there are such.
+    """
+    vectors, version = embeddings.vectors, embeddings.model_version
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         problem = f"they are of shape {vectors.shape}, and {where} holds vectors of {dim} floats"
-        raise EmbeddingError(side, model_version, problem, [], f"embed them with the towers of {model_version}")
+        raise EmbeddingError(side, version, problem, [], f"embed them with the towers of {version}")
     bad, lengths = _not_unit(vectors)
     if len(bad):
         known = ids() if ids is not None else [f"row {row}" for row in range(len(vectors))]
@@ -57,7 +67,7 @@ def check_vectors(
             f"{len(bad)} of {len(vectors)} vectors for {where} are not finite and of length 1, the first of length "
             f"{lengths[bad[0]]:g}"
         )
-        raise EmbeddingError(side, model_version, problem, names, "look at the training's loss and train again")
+        raise EmbeddingError(side, version, problem, names, "look at the training's loss and train again")
 
 
 def _not_unit(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

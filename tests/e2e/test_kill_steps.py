@@ -41,7 +41,7 @@ NEEDS = {
     "evaluate_towers": ["examples", "entities", "query_tower", "candidate_tower"],
     "embed_candidates": ["candidate_tower", "entities"],
     "embed_queries": ["query_tower", "entities"],
-    "build_index": ["candidate_embeddings"],
+    "build_index": ["candidate_embeddings", "query_embeddings"],
     "load_kv": ["query_embeddings"],
     "validate_release": [
         "evaluation", "entities", "query_tower", "candidate_tower", "query_embeddings", "candidate_embeddings",

@@ -40,7 +40,7 @@ from serving.index.tuning import CHECK_QUERIES, Truth
 from serving.index.updates.change_log import REMOVALS, Change, upserts_schema
 from serving.index.updates.generation import Generation, build_generation, log_header
 from serving.index.updates.read_write_lock import ReadWriteLock
-from serving.index.vectors import check_vectors
+from serving.index.vectors import check_vectors, check_version
 
 REBUILD_SHARE = 0.25
 """Changes, as a share of the rows that a generation began with, after which it is built anew whatever its recall."""
@@ -135,8 +135,8 @@ class UpdatableIndex(Index):
         if len(embeddings) != len(candidates):
             raise DataError(f"{len(embeddings)} vectors for {len(candidates)} candidates: give one for each")
         names = candidates.column("id").to_pylist if "id" in candidates.schema.names else None
-        version, dim = self.model_version, self.dim
-        check_vectors("candidate", embeddings, model_version=version, dim=dim, where=self._folder, ids=names)
+        check_version("candidate", embeddings, self.model_version, self._folder)
+        check_vectors("candidate", embeddings, dim=self.dim, where=self._folder, ids=names)
         batch = _upserts(embeddings.vectors, candidates)
         _check_ids(batch.column("id"))
         if len(batch):
