@@ -40,7 +40,7 @@ from serving.index import Index, open_index
 
 SEED = 1
 K = 100
-EFS = (150, 200, 300)
+EFS = (200, 300, 500, 700)
 TURNS = 3
 Report = dict[str, Any]
 
