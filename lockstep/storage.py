@@ -108,7 +108,7 @@ class LocalStorage(Storage):
             return False
         finally:
             temporary.unlink()
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
         return True
 
     def replace(self, path: str, data: bytes, generation: str) -> bool:
@@ -242,7 +242,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a local file so that any reader sees the old contents or the new, never half of either."""
     temporary = _write_temporary(path, data)
     temporary.replace(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 UNFINISHED = ".unfinished"
@@ -279,7 +279,8 @@ def _write_temporary(target: Path, data: bytes) -> Path:
     return temporary
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Put on disk which files a folder has."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from lockstep.embeddings import NUMERIC_RESTRICTS, RESTRICTS
 from lockstep.errors import CorruptArtifactError, StorageError, VersionMismatchError
+from lockstep.storage import sync_directory
 
 _FORMAT = 1
 _FRAME = struct.Struct("<II")
@@ -125,7 +126,7 @@ class ChangeLog:
         if not first:
             self._cut_off(0)
             self._write(json.dumps(self._header, sort_keys=True).encode())
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
             return self._file.tell()
         header = json.loads(payload)
         if header != self._header:
@@ -156,11 +157,3 @@ class ChangeLog:
         self._file.truncate(whole)
         os.fsync(self._file.fileno())
         self._file.seek(0, os.SEEK_END)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Collection, Sequence
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 
 from lockstep.embeddings import VersionedEmbeddings
 from lockstep.errors import CorruptArtifactError, DataError, InputMismatchError, StorageError
+from lockstep.storage import write_atomically
 from lockstep.tags import read_tag
 from lockstep.version import ModelVersion
 from serving.index.base import Index, Neighbours, Rows
@@ -316,12 +316,7 @@ def _current(folder: Path, first: str) -> int:
 
 
 def _make_current(folder: Path, generation: int, first: str) -> None:
-    temporary = folder / f"{_CURRENT}.new"
-    with temporary.open("w") as file:
-        json.dump({"generation": generation, "first": first}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / _CURRENT)
+    write_atomically(folder / _CURRENT, json.dumps({"generation": generation, "first": first}).encode())
 
 
 def _log_path(folder: Path, generation: int) -> Path:
